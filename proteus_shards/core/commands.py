@@ -1,0 +1,182 @@
+"""What may be asked of a shard, and what it answers.
+
+Commands and outcomes are plain values. The IPC carries them as they are (tagged MessagePack arrays), so a word means the
+same in the core, on the socket and in the front. A refusal is an outcome like any other: nothing is raised for it.
+
+Public shapes, units and limits: a `timeout` is whole seconds, a `*_us` whole microseconds, a run_id 16 bytes (a UUID).
+Payload and state are JSON text, opaque to everything behind the front.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeAlias
+
+import msgspec
+
+
+class Enqueue(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
+    """Add a job to its queue. Answers `Done`, or `Refused` (EXISTS, FULL, NO_STORE, …)."""
+
+    queue: str
+    id: str
+    timeout: int
+    persist: bool
+    max_retries: int
+    payload: bytes
+    state: bytes | None = None
+    run_at_us: int | None = None
+
+
+class Next(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+    """Deliver up to `count` jobs; with none ready, wait up to `wait_us` for the first. Answers `Delivered`, which may be empty."""
+
+    queue: str
+    count: int = 1
+    wait_us: int = 0
+
+
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    """Restart the timeout of a run and save its state. `state`: None keeps it, b"" clears it. Answers `Done` or NOT_FOUND."""
+
+    queue: str
+    id: str
+    run_id: bytes | None = None
+    state: bytes | None = None
+
+
+class Complete(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
+    """Remove a job, in flight or not; with a run_id only that run. Answers `Done` or NOT_FOUND."""
+
+    queue: str
+    id: str
+    run_id: bytes | None = None
+
+
+class Undeliver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
+    """Give back a run whose delivery surely never reached its runner: back to its place, no retry spent. Answers `Done` or NOT_FOUND."""
+
+    queue: str
+    id: str
+    run_id: bytes
+
+
+class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
+    """Forget the request `request` of the same link: a waiting `Next` ends, and what it was already given goes back. Not answered."""
+
+    request: int
+
+
+class Inspect(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
+    """Ask a shard for its `Statistics`."""
+
+
+class ListDead(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
+    """List up to `count` dead letters of a queue, oldest death first, after the one with seq `after`. Answers `Listed`."""
+
+    queue: str
+    count: int = 100
+    after: int = -1
+
+
+Command: TypeAlias = Enqueue | Next | Heartbeat | Complete | Undeliver | Cancel | Inspect | ListDead
+
+
+class Reason(IntEnum):
+    """Why a command was refused. The HTTP status of each is the front's business."""
+
+    EXISTS = 1  # a live job of that id is in the queue
+    NOT_FOUND = 2  # no such job, not in flight, or another run
+    INVALID = 3  # no retry can mend it
+    BUSY = 4  # surely without effect; try again later (store away, shard away, too much under way)
+    FULL = 5  # surely without effect; a limit is reached (jobs, bytes, waiting polls)
+    UNKNOWN = 6  # may have had an effect
+    FAULT = 7  # a bug or a fault inside; may have had an effect
+
+
+class Done(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=101):
+    """It was done, and a persisted part of it is durable."""
+
+
+class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One job as its runner gets it."""
+
+    queue: str
+    id: str
+    timeout: int
+    persist: bool
+    max_retries: int
+    payload: bytes
+    state: bytes | None
+    run_at: int | None
+    run_id: bytes
+    attempt: int
+    created_at: int
+    updated_at: int
+
+
+class Delivered(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=102):
+    """The jobs of a `Next`, in order; none where the queue had none in time."""
+
+    jobs: list[Delivery]
+
+
+class Refused(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=103):
+    """It was not done, or for UNKNOWN and FAULT perhaps not. `field` names the argument at fault, if one is."""
+
+    reason: Reason
+    detail: str
+    field: str | None = None
+    retry_after: int = 1  # seconds; counts for BUSY, FULL and UNKNOWN
+
+
+class DeadLetter(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One dead letter."""
+
+    queue: str
+    id: str
+    seq: int
+    timeout: int
+    persist: bool
+    max_retries: int
+    payload: bytes
+    state: bytes | None
+    run_at: int | None
+    attempt: int
+    reason: str
+    created_at: int
+    died_at: int
+
+
+class Listed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=104):
+    """Dead letters, oldest death first."""
+
+    jobs: list[DeadLetter]
+
+
+class Statistics(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=105):
+    """What a shard holds and has done, at one moment. Counts are since the process started."""
+
+    shard: int
+    epoch: int
+    store: str  # kind of the store: "memory", "sqlite", …
+    durability: str  # "memory", "process", "machine", "replica" or "weak"
+    store_away: bool
+    queues: int
+    scheduled: int
+    ready: int
+    in_flight: int
+    dead: int
+    polls: int
+    bytes: int  # payloads and states in memory
+    recovered: int  # rows read at start
+    recovery_seconds: float
+    damaged: int  # rows that are no jobs, kept aside in the store
+    commits: int
+    rows_written: int
+    timeouts: int
+    died: int
+    dead_dropped: int
+
+
+Outcome: TypeAlias = Done | Delivered | Refused | Listed | Statistics

@@ -1,0 +1,294 @@
+"""The jobs of a shard and the books about them: what every operation is made of.
+
+`Holdings` knows where each job is, files what happens by itself, keeps the ledger, and hands jobs out. Its subclass `Shard`
+is what is asked from outside, and says which change each command makes. Split there only so that each fits a reader's head.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from proteus_shards.core.commands import Delivered, Delivery, Outcome
+from proteus_shards.core.deadlines import Deadlines
+from proteus_shards.core.ledger import Image, Ledger, Note, footprint, image_of
+from proteus_shards.core.model import SECOND_US, Job, Row, RowKey, Status, job_of
+from proteus_shards.core.placement import slot_of
+from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.errors import RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+DELIVERED_BYTES_MAX = 8 * 1024 * 1024  # a `next` stops at the job that passes this, so that its answer fits a frame
+
+Key: TypeAlias = "Hashable"
+
+_DELIVER = TRANSITIONS[Verb.DELIVER]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of one shard; each is a setting of the same name."""
+
+    shard_pending_max: int
+    polls_max: int
+    queue_jobs_max: int
+    shard_jobs_max: int
+    shard_bytes_max: int
+    queues_max: int
+    dead_letters_max: int
+    dead_letters_us_max: int
+    keeps: bool  # whether there is a store for persist_data jobs
+    row_bytes_max: int | None = None  # the store's own limit
+
+
+class Counters(msgspec.Struct):
+    """What has happened since the shard was made."""
+
+    timeouts: int = 0
+    died: int = 0
+    dead_dropped: int = 0
+
+
+class Holdings:
+    """The queues of one shard. `new_run_id` returns 16 fresh random bytes at each call (a UUID)."""
+
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
+        self.limits = limits
+        self.away = False  # the store can't be written; set here at a failure, cleared by `heal`
+        self.queues: dict[str, Queue] = {}
+        self.totals = [0] * len(Status)
+        self.bytes = 0
+        self.counters = Counters()
+        self.notes: list[Note] = []
+        self._new_run_id = new_run_id
+        self._now = 0
+        self._wall = 0
+        self._clock = 0
+        self._seq = 0
+        self._replies: list[tuple[Key, Outcome]] = []
+        self._ledger = Ledger()
+        self._doubt: dict[tuple[str, str], None] = {}
+        self._waiting: dict[Key, Waiter] = {}
+        self._deadlines: Deadlines[Job] = Deadlines(lambda job: job.deadline if job.status is IN_FLIGHT else None)
+        self._schedule: Deadlines[Job] = Deadlines(lambda job: job.run_at if job.status is SCHEDULED else None)
+        self._polls: Deadlines[Waiter] = Deadlines(lambda waiter: waiter.until if self._waiting.get(waiter.key) is waiter else None)
+        self._graves: deque[tuple[int, Queue, int]] = deque()  # (died_at, queue, seq), about in order
+
+    def adopt(self, keys: Sequence[RowKey], rows: dict[RowKey, Row]) -> None:
+        """Make the jobs of `keys` what the store says they are: `rows` has those that exist."""
+        for key in sorted(keys, key=lambda key: key in rows):  # the gone ones first: an id may have passed from one row to another
+            row = rows.get(key)
+            queue = self.queues.get(key.queue)
+            job = self._by_seq(queue, key) if queue is not None else None
+            if row is None:
+                if queue is not None and job is not None:
+                    job.stored = False
+                    self._restore(queue, job, None)
+                    self._forget_if_empty(queue)
+            elif job is None:
+                self._settle_in(job_of(row), Status(row.status))
+            else:
+                assert queue is not None
+                status = self._due_status(job, Status(row.status))
+                image: Image = (status, row.attempt, row.run_id, self._now + row.timeout * SECOND_US, row.updated_at, row.state, row.reason)
+                job.stored = True
+                self._restore(queue, job, image)
+        self._doubt = {}
+
+    # --- recovery ----------------------------------------------------------------------------------------------
+
+    def load(self, rows: Iterable[Row]) -> list[tuple[RowKey, str]]:
+        """Take in stored rows, in the order `(ready_at, seq)`; `finish_load` ends it. Returns those that are no jobs, and why."""
+        damaged: list[tuple[RowKey, str]] = []
+        for row in rows:
+            self._seq = max(self._seq, row.seq)
+            try:
+                job = job_of(row)
+            except RowError as error:
+                fault: str | None = str(error)
+            else:
+                fault = self._misplaced(row)
+                if fault is None:
+                    self._settle_in(job, Status(row.status))
+            if fault is not None:
+                damaged.append((RowKey(row.slot, row.seq, row.queue, row.id), fault))
+        return damaged
+
+    def finish_load(self) -> None:
+        """Put dead letters in the order of their deaths."""
+        self._graves = deque(sorted(self._graves, key=lambda grave: grave[0]))
+        for _, queue, seq in self._graves:
+            queue.dead.move_to_end(seq)
+
+    # --- delivery ----------------------------------------------------------------------------------------------
+
+    def _match(self, queue: Queue) -> None:
+        while queue.waiters:
+            head = queue.head()
+            if head is None or (self.away and head.persist):
+                return
+            key, waiter = queue.waiters.popitem(last=False)
+            del self._waiting[key]
+            self._hand_out(queue, key, waiter.count)
+
+    def _hand_out(self, queue: Queue, key: Key | None, count: int) -> None:
+        taken: list[tuple[Job, Image]] = []
+        deliveries: list[Delivery] = []
+        logged = queue.pending > 0
+        size = 0
+        while len(taken) < count and size <= DELIVERED_BYTES_MAX:
+            job = queue.head()
+            if job is None or (self.away and job.persist):
+                break
+            taken.append((job, image_of(job)))
+            job.attempt += 1
+            job.run_id = self._new_run_id()
+            job.deadline = self._now + job.timeout * SECOND_US
+            job.updated_at = self._clock
+            queue.place(job, _DELIVER[job.status])
+            self._arm(queue, job)
+            logged = logged or job.persist
+            size += footprint(job)
+            deliveries.append(_delivery(job))
+        outcome = Delivered(deliveries)
+        if not logged:
+            self._emit(key, outcome)
+            return
+        for job, image in taken:
+            job.delivering = True
+            last = job is taken[-1][0]
+            if job.persist:
+                self._ledger.touch(job)
+            self._ledger.log(queue, key if last else None, outcome if last else None, job, image)
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------
+
+    def _make_queue(self, name: str) -> Queue:
+        queue = self.queues[name] = Queue(name, slot_of(name), self.totals)
+        return queue
+
+    def _forget_if_empty(self, queue: Queue) -> None:
+        if queue.empty and self.queues.get(queue.name) is queue:
+            del self.queues[queue.name]
+
+    def _find(self, queue_name: str, job_id: str) -> tuple[Queue | None, Job | None]:
+        queue = self.queues.get(queue_name)
+        return queue, queue.jobs.get(job_id) if queue is not None else None
+
+    def _by_seq(self, queue: Queue, key: RowKey) -> Job | None:
+        job = queue.jobs.get(key.id)
+        return job if job is not None and job.seq == key.seq else queue.dead.get(key.seq)
+
+    def _arm(self, queue: Queue, job: Job) -> None:
+        """File the time at which something happens to a job by itself."""
+        if job.status is IN_FLIGHT:
+            if not job.timed:
+                job.timed = True
+                self._deadlines.add(job.deadline, job)
+        elif job.status is SCHEDULED:
+            assert job.run_at is not None
+            self._schedule.add(job.run_at, job)
+        elif job.status is DEAD:
+            self._bury(queue, job)
+
+    def _bury(self, queue: Queue, job: Job) -> None:
+        self._graves.append((job.updated_at, queue, job.seq))
+        if len(self._graves) > 2 * self.totals[DEAD] + 256:
+            self._graves = deque(grave for grave in self._graves if grave[2] in grave[1].dead)
+
+    def _misplaced(self, row: Row) -> str | None:
+        if row.slot != slot_of(row.queue):
+            return f"slot must be {slot_of(row.queue)}, not {row.slot}"
+        queue = self.queues.get(row.queue)
+        if queue is not None and row.status != DEAD and row.id in queue.jobs:
+            return "another live row has its queue and id"
+        return None
+
+    def _settle_in(self, job: Job, status: Status) -> None:
+        """Place a job that comes from the store."""
+        queue = self.queues.get(job.queue) or self._make_queue(job.queue)
+        status = self._due_status(job, status)
+        if status is READY or status is IN_FLIGHT:
+            self._clock = max(self._clock, job.ready_at)
+        self._clock = max(self._clock, job.created_at)
+        if status is IN_FLIGHT:
+            job.deadline = self._now + job.timeout * SECOND_US
+        self.bytes += footprint(job)
+        queue.place(job, status)
+        if status is not READY:
+            self._arm(queue, job)
+
+    def _due_status(self, job: Job, status: Status) -> Status:
+        """Return the status that a stored one stands for: a waiting job may still be scheduled."""
+        return SCHEDULED if status is READY and job.run_at is not None and job.run_at > self._wall else status
+
+    def _restore(self, queue: Queue, job: Job, image: Image | None) -> None:
+        """Put a job back as it was (None: it was not there)."""
+        if job.status is not GONE:
+            self.bytes -= footprint(job)
+        status = GONE
+        if image is not None:
+            status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason = image
+        if status is not GONE:
+            self.bytes += footprint(job)
+        job.delivering = False
+        queue.place(job, status)
+        self._arm(queue, job)
+
+    def _settle(
+        self,
+        queue: Queue,
+        key: Key | None,
+        answer: Outcome | Note,
+        job: Job,
+        image: Image | None,
+        *,
+        write: bool,
+        state_set: bool = False,
+    ) -> None:
+        """Log a change of a job, or, where nothing depends on the store, answer at once."""
+        if write:
+            self._ledger.touch(job, state_set=state_set)
+        if write or queue.pending:
+            self._ledger.log(queue, key, answer, job, image)
+        else:
+            self._emit(key, answer)
+
+    def _answer(self, queue: Queue | None, key: Key | None, outcome: Outcome) -> None:
+        """Answer a command that changed nothing, after what is logged before it in its queue."""
+        if queue is not None and queue.pending:
+            self._ledger.log(queue, key, outcome, None, None)
+        else:
+            self._emit(key, outcome)
+
+    def _emit(self, key: Key | None, answer: Outcome | Note) -> None:
+        if isinstance(answer, Note):
+            self.notes.append(answer)
+            if answer.kind == "dropped":
+                self.counters.dead_dropped += 1
+            else:
+                self.counters.timeouts += 1
+                self.counters.died += answer.kind == "died"
+        elif key is not None:
+            self._replies.append((key, answer))
+
+
+def _delivery(job: Job) -> Delivery:
+    assert job.run_id is not None
+    return Delivery(
+        job.queue,
+        job.id,
+        job.timeout,
+        job.persist,
+        job.max_retries,
+        job.payload,
+        job.state,
+        job.run_at,
+        job.run_id,
+        job.attempt,
+        job.created_at,
+        job.updated_at,
+    )

@@ -1,0 +1,165 @@
+"""The job: what is kept in memory, what is stored of it, and the limits of its fields.
+
+`Job` is the living object that the core moves from status to status. `Row` is the stored part of it, a frozen copy that
+may be handed to another thread. A field goes into `Row` only if a restart needs it: deadlines do not (a run that was
+in flight at a crash gets its full timeout again), and whether a waiting job is already due follows from `run_at`.
+
+Version rule: `Row` mirrors schema version `ROW_VERSION`. A new field is added at the end with a default, the number
+goes up, and each store brings a migration from the version before it. A store that holds a higher version is refused.
+
+Times are whole microseconds: `*_at` since the Unix epoch (wall clock), `deadline` on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+
+import msgspec
+
+from proteus_shards.errors import RowError
+
+ROW_VERSION = 1
+
+NAME_LENGTH_MAX = 1024
+TIMEOUT_SECONDS_MAX = 2**31 - 1
+MAX_RETRIES_MAX = 2**31 - 1
+TIME_US_MAX = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last instant of RFC 3339
+SECOND_US = 1_000_000
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Status(IntEnum):
+    """Where a job stands in its life."""
+
+    GONE = 0  # not in the queue: never enqueued, completed, or dropped
+    SCHEDULED = 1  # waits for its run_at
+    READY = 2  # waits for a runner
+    IN_FLIGHT = 3  # a runner has it
+    DEAD = 4  # its retries are used up; kept as a dead letter
+
+
+class Job(msgspec.Struct, eq=False, gc=False):
+    """One job in a shard's memory. Compared and hashed by identity; never part of a reference cycle."""
+
+    queue: str
+    id: str
+    seq: int  # shard-wide enqueue counter, the tie-breaker of the order key
+    ready_at: int  # first half of the order key (ready_at, seq); kept for life
+    run_at: int | None
+    timeout: int  # seconds
+    persist: bool
+    max_retries: int  # negative: without end
+    payload: bytes  # JSON text, opaque
+    state: bytes | None  # JSON text, opaque
+    created_at: int
+    updated_at: int
+    status: Status = Status.GONE
+    attempt: int = 0  # deliveries so far
+    run_id: bytes | None = None  # 16 bytes, while in flight
+    reason: str | None = None  # why it is dead
+    deadline: int = 0  # monotonic, while in flight
+    stored: bool = False  # the store holds (or is being told) a row of this job
+    returned: bool = False  # has an entry in its queue's heap of returned jobs
+    timed: bool = False  # has an entry in the shard's heap of deadlines
+    delivering: bool = False  # delivered, but the reply still waits for its commit
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What a store keeps of a job. `(slot, seq)` is unique among the rows of a store, as is `(queue, id)` among those not dead."""
+
+    slot: int
+    seq: int
+    queue: str
+    id: str
+    status: int  # Status.READY stands for SCHEDULED too
+    ready_at: int
+    run_at: int | None
+    timeout: int
+    max_retries: int
+    attempt: int
+    run_id: bytes | None
+    reason: str | None
+    created_at: int
+    updated_at: int
+    payload: bytes
+    state: bytes | None
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """A change to a stored row: all that may change in a job's life. `state` counts only with `state_set`."""
+
+    slot: int
+    seq: int
+    queue: str
+    id: str
+    status: int
+    attempt: int
+    run_id: bytes | None
+    reason: str | None
+    updated_at: int
+    state_set: bool
+    state: bytes | None
+
+
+class RowKey(msgspec.Struct, frozen=True, gc=False):
+    """Names one stored row. A store may use whichever of `(slot, seq)` and `(queue, id, seq)` suits it."""
+
+    slot: int
+    seq: int
+    queue: str
+    id: str
+
+
+class Batch(msgspec.Struct, gc=False):
+    """One atomic change of a store: deletes first, then inserts, then marks. No two entries touch the same row."""
+
+    deletes: list[RowKey]
+    inserts: list[Row]
+    marks: list[Mark]
+
+    def __len__(self) -> int:
+        return len(self.deletes) + len(self.inserts) + len(self.marks)
+
+
+def name_fault(name: str) -> str | None:
+    """Say what is wrong with a queue name or job id, or return None where nothing is."""
+    if not name:
+        return "must not be empty"
+    if len(name) > NAME_LENGTH_MAX:
+        return f"must have at most {NAME_LENGTH_MAX} characters, not {len(name)}"
+    if _CONTROL.search(name):
+        return "must not contain control characters or lone surrogates"
+    return None
+
+
+def job_of(row: Row) -> Job:
+    """Build the living job of a stored row. Raises `RowError`, which says what the row lacks to be one."""
+    for field, name in (("queue", row.queue), ("id", row.id)):
+        if (fault := name_fault(name)) is not None:
+            raise RowError(f"{field} {fault}")
+    if row.status not in (Status.READY, Status.IN_FLIGHT, Status.DEAD):
+        raise RowError(f"status must be 2, 3 or 4, not {row.status}")
+    if (row.status == Status.IN_FLIGHT) != (row.run_id is not None):
+        raise RowError("run_id must be set exactly while the job is in flight")
+    if not 0 <= row.timeout <= TIMEOUT_SECONDS_MAX or row.attempt < 0 or row.seq < 0:
+        raise RowError("timeout, attempt and seq must be in their range")
+    return Job(
+        queue=row.queue,
+        id=row.id,
+        seq=row.seq,
+        ready_at=row.ready_at,
+        run_at=row.run_at,
+        timeout=row.timeout,
+        persist=True,
+        max_retries=row.max_retries,
+        payload=row.payload,
+        state=row.state,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        attempt=row.attempt,
+        run_id=row.run_id,
+        reason=row.reason,
+        stored=True,
+    )

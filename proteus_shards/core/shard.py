@@ -1,0 +1,479 @@
+"""All queues of one shard: commands in, replies and row writes out, and how to take them back.
+
+How to think about it
+=====================
+
+The owner of a `Shard` (the pump, a test, a simulator) drives it so: `advance(now, wall)` with the clocks, `apply(key, command)` for what
+has arrived, `take_replies()` for what may be answered at once. When the store is idle, `cut()` hands out the row writes that have
+collected, and after the store has spoken either `committed()` or `failed(...)`. Nothing here reads a clock, rolls dice, or waits.
+
+**Logged or answered at once.** An operation that changes what the store must know, or that comes after such a one in the same queue, is
+*logged*: its answer waits, and beside it stands the image of each job that it changed, from before. Every other operation is answered at
+once. `Queue.pending` counts a queue's logged operations, so the test costs one comparison.
+
+**Two logs.** `_open` collects while a commit is under way; `cut()` seals it. `committed()` releases the sealed answers in order.
+`failed()` undoes both logs, newest first, by restoring images: the open log was never submitted, so its operations are surely
+without effect (BUSY); the sealed one's answer is for the caller to say (BUSY, or UNKNOWN where the store may have written it).
+
+**Row writes are derived.** The log remembers which persisted jobs were touched; what to write follows at `cut()` from the job as it
+stands then. An insert and a delete between two cuts thus come to nothing, and a job's ten changes become one.
+
+**Doubt.** After an UNKNOWN outcome the rows touched are in doubt until `adopt()` brings what the store really holds. Meanwhile the store
+counts as away, and the ids in doubt are refused.
+
+**Away.** While the store is away, whatever must be written is refused with BUSY before anything moves, due timeouts of persisted jobs are
+put off (later, never earlier), and a persisted job at the head of its queue is not passed by the jobs behind it. All else goes on.
+
+**Two clocks.** `now` is monotonic and decides timeouts and polls. `wall` decides when a scheduled job is due, and gives, held
+never-decreasing, the first half of the order key; a wall clock that jumps disturbs neither order nor timeouts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from proteus_shards.core.commands import (
+    Command,
+    Complete,
+    DeadLetter,
+    Delivered,
+    Done,
+    Enqueue,
+    Heartbeat,
+    ListDead,
+    Listed,
+    Next,
+    Outcome,
+    Reason,
+    Refused,
+    Undeliver,
+)
+from proteus_shards.core.holdings import DELIVERED_BYTES_MAX, Holdings, Limits
+from proteus_shards.core.ledger import Note, footprint, image_of
+from proteus_shards.core.model import SECOND_US, Job, RowKey
+from proteus_shards.core.queue import GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proteus_shards.core.holdings import Key
+    from proteus_shards.core.model import Batch
+
+DUE_MAX = 4096  # timeouts and schedules handled by one advance; the rest come with the next, right away
+PUT_OFF_US = SECOND_US  # how long a timeout is put off that can't be written while the store is away
+DELIVERING_US = 10_000  # how long one is that came up while its delivery still waits for its commit
+
+_HEARTBEAT = TRANSITIONS[Verb.HEARTBEAT]
+_COMPLETE = TRANSITIONS[Verb.COMPLETE]
+_UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
+
+_DONE = Done()
+_AWAY = Refused(Reason.BUSY, "the backing store is away")
+
+
+class Shard(Holdings):
+    """The queues of one shard, as commands see them."""
+
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
+        super().__init__(limits, new_run_id)
+        self._handlers: dict[type, Callable[[Key | None, Any], None]] = {
+            Enqueue: self._enqueue,
+            Next: self._next,
+            Heartbeat: self._heartbeat,
+            Complete: self._complete,
+            Undeliver: self._undeliver,
+            ListDead: self._list_dead,
+        }
+
+    # --- driving -----------------------------------------------------------------------------------------------
+
+    def advance(self, now: int, wall: int, *, due: bool = True) -> None:
+        """Set both clocks (microseconds) and do what has come due. Call it before anything else happens at that time.
+
+        Without `due` only the clocks move: after a stall, what arrived meanwhile (heartbeats above all) should come first.
+        """
+        self._now = max(now, self._now)
+        self._wall = wall
+        self._clock = max(wall, self._clock)
+        if not due:
+            return
+        if (first := self._schedule.first()) is not None and first <= wall:
+            self._promote()
+        if (first := self._deadlines.first()) is not None and first <= self._now:
+            self._expire()
+        if (first := self._polls.first()) is not None and first <= self._now:
+            self._end_polls()
+        if self._graves and self._graves[0][0] <= self._clock - self.limits.dead_letters_us_max:
+            self._drop_old()
+        for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
+            job.timed = False
+        self._schedule.sweep(self.totals[SCHEDULED])
+        self._polls.sweep(len(self._waiting))
+
+    def apply(self, key: Key | None, command: Command) -> None:
+        """Carry out a command. Its outcome comes out of `take_replies` under `key`, now or once its commit is known; None: of no interest."""
+        if len(self._ledger) >= self.limits.shard_pending_max:
+            self._emit(key, Refused(Reason.BUSY, "too many requests wait for the store (shard_pending_max)"))
+        else:
+            self._handlers[type(command)](key, command)
+
+    def cancel(self, key: Key) -> None:
+        """Forget a waiting `next`, unanswered."""
+        if (waiter := self._waiting.pop(key, None)) is not None:
+            del waiter.queue.waiters[key]
+            self._forget_if_empty(waiter.queue)
+
+    def take_replies(self) -> list[tuple[Key, Outcome]]:
+        """Return the answers that may be given now, and forget them."""
+        replies, self._replies = self._replies, []
+        return replies
+
+    def due_in(self, now: int, wall: int) -> int | None:
+        """Return after how many microseconds (at least 0) `advance` has something to do, or None."""
+        waits = []
+        for first, clock in ((self._schedule.first(), wall), (self._deadlines.first(), now), (self._polls.first(), now)):
+            if first is not None:
+                waits.append(max(0, first - clock))
+        if self._graves and not self.away:
+            waits.append(max(0, self._graves[0][0] + self.limits.dead_letters_us_max - wall))
+        return min(waits, default=None)
+
+    def waiting(self) -> list[Key]:
+        """Return the keys of all waiting `next`s."""
+        return list(self._waiting)
+
+    @property
+    def pending(self) -> int:
+        """How many logged entries wait for a commit."""
+        return len(self._ledger)
+
+    @property
+    def polls(self) -> int:
+        """How many `next` wait for a job."""
+        return len(self._waiting)
+
+    @property
+    def sealed_answers(self) -> int:
+        """How many answers wait for the commit under way."""
+        return sum(entry[1] is not None for entry in self._ledger.sealed)
+
+    @property
+    def has_open(self) -> bool:
+        """Whether anything has collected for the next `cut`."""
+        return bool(self._ledger.open)
+
+    # --- commits -----------------------------------------------------------------------------------------------
+
+    def cut(self) -> Batch:
+        """Seal what has collected and return the row writes, perhaps none. `committed` or `failed` must follow."""
+        return self._ledger.cut()
+
+    def committed(self) -> None:
+        """Release the sealed operations: their rows are durable."""
+        for queue, key, answer, job, _ in self._ledger.release():
+            queue.pending -= 1
+            if job is not None and job.delivering:
+                job.delivering = False
+                if job.status is IN_FLIGHT:  # the timeout counts from the delivery, which is now
+                    job.deadline = self._now + job.timeout * SECOND_US
+            if answer is not None:
+                self._emit(key, answer)
+            if not queue.pending:
+                self._forget_if_empty(queue)
+
+    def failed(self, reason: Reason, detail: str, retry_after: int = 1) -> list[RowKey]:
+        """Undo all that is logged. Sealed operations are answered with `reason`, open ones with BUSY; the store counts as away.
+
+        With UNKNOWN the returned keys are those of the rows in doubt: bring their truth by `adopt`. Else none are.
+        """
+        self.away = True
+        opened, sealed, keys = self._ledger.revert()
+        queues: dict[Queue, None] = {}
+        for entries, why in ((opened, Reason.BUSY), (sealed, reason)):
+            refusal = Refused(why, detail, retry_after=retry_after)
+            for queue, key, _, job, image in reversed(entries):
+                queue.pending -= 1
+                queues[queue] = None
+                if job is not None:
+                    self._restore(queue, job, image)
+                if key is not None:
+                    self._replies.append((key, refusal))
+        for queue in queues:
+            self._match(queue)
+            self._forget_if_empty(queue)
+        if reason is not Reason.UNKNOWN:
+            return []
+        self._doubt = {(key.queue, key.id): None for key in keys}
+        return keys
+
+    def heal(self) -> None:
+        """Take writes again, now that the store does, and serve the polls that waited for it."""
+        assert not self._doubt, "adopt comes before heal"
+        self.away = False
+        for queue in [waiter.queue for waiter in self._waiting.values()]:
+            self._match(queue)
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    def _enqueue(self, key: Key | None, command: Enqueue) -> None:
+        queue = self.queues.get(command.queue)
+        if queue is not None and command.id in queue.jobs:
+            self._answer(queue, key, Refused(Reason.EXISTS, "a job with this id is already in the queue"))
+            return
+        if (refusal := self._refusal(queue, command)) is not None:
+            self._answer(queue, key, refusal)
+            return
+        if queue is None:
+            queue = self._make_queue(command.queue)
+        clock, run_at = self._clock, command.run_at_us
+        self._seq += 1
+        job = Job(
+            queue=queue.name,
+            id=command.id,
+            seq=self._seq,
+            ready_at=clock if run_at is None or run_at <= clock else run_at,
+            run_at=run_at,
+            timeout=command.timeout,
+            persist=command.persist,
+            max_retries=command.max_retries,
+            payload=command.payload,
+            state=command.state or None,
+            created_at=clock,
+            updated_at=clock,
+        )
+        scheduled = run_at is not None and run_at > self._wall
+        self.bytes += footprint(job)
+        queue.place(job, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
+        if scheduled:
+            self._arm(queue, job)
+        self._settle(queue, key, _DONE, job, None, write=job.persist)
+        if queue.waiters:
+            self._match(queue)
+
+    def _refusal(self, queue: Queue | None, command: Enqueue) -> Refused | None:
+        limits = self.limits
+        size = len(command.payload) + len(command.state or b"")
+        if command.persist:
+            if not limits.keeps:
+                return Refused(Reason.INVALID, "this server keeps jobs in memory only: it has no store for persist_data", "persist_data")
+            if limits.row_bytes_max is not None and size + len(command.queue.encode()) + len(command.id.encode()) > limits.row_bytes_max:
+                return Refused(
+                    Reason.INVALID, f"the store takes jobs of at most {limits.row_bytes_max} bytes, names and state included", "payload"
+                )
+            if self.away:
+                return _AWAY
+        if (command.queue, command.id) in self._doubt:
+            return _AWAY
+        if queue is None and len(self.queues) >= limits.queues_max:
+            return Refused(Reason.FULL, f"the shard holds {limits.queues_max} queues, its limit (queues_max)")
+        if queue is not None and len(queue.jobs) >= limits.queue_jobs_max:
+            return Refused(Reason.FULL, f"the queue holds {limits.queue_jobs_max} jobs, its limit (queue_jobs_max)")
+        live = self.totals[SCHEDULED] + self.totals[READY] + self.totals[IN_FLIGHT]
+        if live >= limits.shard_jobs_max:
+            return Refused(Reason.FULL, f"the shard holds {limits.shard_jobs_max} jobs, its limit (shard_jobs_max)")
+        if self.bytes + size > limits.shard_bytes_max:
+            return Refused(
+                Reason.FULL,
+                f"the shard holds {self.bytes} bytes of payload and state, its limit is {limits.shard_bytes_max} (shard_bytes_max)",
+            )
+        return None
+
+    def _next(self, key: Key | None, command: Next) -> None:
+        queue = self.queues.get(command.queue)
+        head = queue.head() if queue is not None else None
+        if queue is not None and head is not None:
+            if self.away and head.persist:
+                self._answer(queue, key, _AWAY)
+            else:
+                self._hand_out(queue, key, command.count)
+        elif command.wait_us <= 0 or key is None:
+            self._answer(queue, key, Delivered([]))
+        elif len(self._waiting) >= self.limits.polls_max:
+            self._answer(queue, key, Refused(Reason.FULL, f"{self.limits.polls_max} polls wait already, the limit (polls_max)"))
+        elif queue is None and len(self.queues) >= self.limits.queues_max:
+            self._emit(key, Refused(Reason.FULL, f"the shard holds {self.limits.queues_max} queues, its limit (queues_max)"))
+        else:
+            queue = queue or self._make_queue(command.queue)
+            waiter = Waiter(key, queue, command.count, self._now + command.wait_us)
+            queue.waiters[key] = self._waiting[key] = waiter
+            self._polls.add(waiter.until, waiter)
+
+    def _heartbeat(self, key: Key | None, command: Heartbeat) -> None:
+        queue, job = self._find(command.queue, command.id)
+        if queue is None or job is None or job.status not in _HEARTBEAT or (command.run_id is not None and command.run_id != job.run_id):
+            self._answer(queue, key, _not_found(job, command.run_id))
+            return
+        state = command.state
+        write = job.persist and state is not None
+        grown = 0
+        if write and self.away:
+            self._answer(queue, key, _AWAY)
+            return
+        if state is not None:
+            size = footprint(job) - len(job.state or b"") + len(state)
+            maximum = self.limits.row_bytes_max
+            if job.persist and maximum is not None and size + len(job.queue.encode()) + len(job.id.encode()) > maximum:
+                self._answer(
+                    queue,
+                    key,
+                    Refused(Reason.INVALID, f"the store takes jobs of at most {maximum} bytes, names and payload included", "state"),
+                )
+                return
+            grown = size - footprint(job)
+            if grown > 0 and self.bytes + grown > self.limits.shard_bytes_max:
+                self._answer(
+                    queue,
+                    key,
+                    Refused(
+                        Reason.FULL, f"the shard's limit is {self.limits.shard_bytes_max} bytes of payload and state (shard_bytes_max)"
+                    ),
+                )
+                return
+        image = image_of(job)
+        if state is not None:
+            self.bytes += grown
+            job.state = state or None
+        job.deadline = self._now + job.timeout * SECOND_US
+        job.updated_at = self._clock
+        self._settle(queue, key, _DONE, job, image, write=write, state_set=write)
+
+    def _complete(self, key: Key | None, command: Complete) -> None:
+        queue, job = self._find(command.queue, command.id)
+        if queue is None or job is None or job.status not in _COMPLETE or (command.run_id is not None and command.run_id != job.run_id):
+            self._answer(queue, key, _not_found(job, command.run_id))
+            return
+        if job.persist and self.away:
+            self._answer(queue, key, _AWAY)
+            return
+        image = image_of(job)
+        self.bytes -= footprint(job)
+        queue.place(job, _COMPLETE[job.status])
+        self._settle(queue, key, _DONE, job, image, write=job.persist)
+        self._forget_if_empty(queue)
+
+    def _undeliver(self, key: Key | None, command: Undeliver) -> None:
+        queue, job = self._find(command.queue, command.id)
+        if queue is None or job is None or job.status not in _UNDELIVER or command.run_id != job.run_id:
+            self._answer(queue, key, _not_found(job, command.run_id))
+            return
+        if job.persist and self.away:
+            self._answer(queue, key, _AWAY)
+            return
+        image = image_of(job)
+        job.attempt -= 1
+        job.run_id = None
+        job.delivering = False
+        job.updated_at = self._clock
+        queue.place(job, _UNDELIVER[job.status])
+        self._settle(queue, key, _DONE, job, image, write=job.persist)
+        self._match(queue)
+
+    def _list_dead(self, key: Key | None, command: ListDead) -> None:
+        queue = self.queues.get(command.queue)
+        letters: list[DeadLetter] = []
+        if queue is not None:
+            after = queue.dead.get(command.after)
+            size = 0
+            for job in queue.dead.values():
+                if after is not None:
+                    after = None if job is after else after
+                    continue
+                if len(letters) >= command.count or size > DELIVERED_BYTES_MAX:
+                    break
+                size += footprint(job)
+                letters.append(_dead_letter(job))
+        self._answer(queue, key, Listed(letters))
+
+    # --- what comes by itself ----------------------------------------------------------------------------------
+
+    def _promote(self) -> None:
+        queues: dict[Queue, None] = {}
+        for job, due in self._schedule.pop_due(self._wall, DUE_MAX):
+            if due:
+                queue = self.queues[job.queue]
+                queue.place(job, TRANSITIONS[Verb.DUE][job.status])
+                queues[queue] = None
+        for queue in queues:
+            self._match(queue)
+
+    def _expire(self) -> None:
+        queues: dict[Queue, None] = {}
+        for job, due in self._deadlines.pop_due(self._now, DUE_MAX):
+            job.timed = False
+            if not due:
+                continue
+            queue = self.queues[job.queue]
+            if job.delivering or (self.away and job.persist):
+                job.deadline = self._now + (DELIVERING_US if job.delivering else PUT_OFF_US)
+                self._arm(queue, job)
+                continue
+            image = image_of(job)
+            job.run_id = None
+            job.updated_at = self._clock
+            last = 0 <= job.max_retries < job.attempt
+            if last:
+                job.reason = "timeout"
+            queue.place(job, TRANSITIONS[Verb.DIE if last else Verb.EXPIRE][job.status])
+            if last:
+                self._arm(queue, job)
+            note = Note("died" if last else "timeout", job.queue, job.id, job.attempt, job.persist)
+            self._settle(queue, None, note, job, image, write=job.persist)
+            queues[queue] = None
+        for queue in queues:
+            self._match(queue)
+            while len(queue.dead) > self.limits.dead_letters_max:
+                oldest = next(iter(queue.dead.values()))
+                if self.away and oldest.persist:
+                    break  # the next death in this queue, or its age, brings it up again
+                self._drop(queue, oldest)
+            self._forget_if_empty(queue)
+
+    def _end_polls(self) -> None:
+        for waiter, due in self._polls.pop_due(self._now, DUE_MAX):
+            if due:
+                self.cancel(waiter.key)
+                self._answer(self.queues.get(waiter.queue.name), waiter.key, Delivered([]))
+
+    def _drop_old(self) -> None:
+        oldest = self._clock - self.limits.dead_letters_us_max
+        while self._graves and self._graves[0][0] <= oldest:
+            _, queue, seq = self._graves[0]
+            job = queue.dead.get(seq)
+            if job is not None and job.persist and self.away:
+                return
+            self._graves.popleft()
+            if job is not None:
+                self._drop(queue, job)
+                self._forget_if_empty(queue)
+
+    def _drop(self, queue: Queue, job: Job) -> None:
+        image = image_of(job)
+        self.bytes -= footprint(job)
+        queue.place(job, TRANSITIONS[Verb.DROP][job.status])
+        self._settle(queue, None, Note("dropped", job.queue, job.id, job.attempt, job.persist), job, image, write=job.persist)
+
+
+def _not_found(job: Job | None, run_id: bytes | None) -> Refused:
+    if job is None:
+        return Refused(Reason.NOT_FOUND, "no job with this id is in the queue")
+    if job.status is not IN_FLIGHT:
+        return Refused(Reason.NOT_FOUND, "the job is not in flight")
+    return Refused(Reason.NOT_FOUND, "the job is in flight under another run_id", "run_id" if run_id else None)
+
+
+def _dead_letter(job: Job) -> DeadLetter:
+    return DeadLetter(
+        job.queue,
+        job.id,
+        job.seq,
+        job.timeout,
+        job.persist,
+        job.max_retries,
+        job.payload,
+        job.state,
+        job.run_at,
+        job.attempt,
+        job.reason or "",
+        job.created_at,
+        job.updated_at,
+    )
