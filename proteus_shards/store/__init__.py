@@ -1,0 +1,1 @@
+"""Where rows rest. Stores load and commit rows; they never decide."""

@@ -1,0 +1,77 @@
+"""What a shard asks of a backing store, and nothing more.
+
+The shard's core decides; a store loads rows and commits batches. Five rules make any of them safe behind it:
+
+1. `commit` is atomic: all of a batch or nothing, and it returns only when the batch is as durable as `durability` says.
+2. `open` takes a new epoch (fencing token), higher than every one before it for these slots. A commit under an older epoch
+   raises `StoreFenced` and writes nothing, whatever the older owner believes.
+3. A commit that raises says which of four things happened: `StoreRefused` (surely nothing written, a retry may help),
+   `StorePermanent` (surely nothing written, no retry helps), `StoreUnknown` (perhaps written), or `StoreFenced` /
+   `StoreFailed` (this process must end). When in doubt it is `StoreUnknown`; a failed fsync is never less than `StoreFailed`.
+4. `load` yields every row of the shard's slots exactly once, ordered by `(ready_at, seq)`, as of the epoch just taken. A row
+   that cannot be read as one is yielded as `Damaged`, and left where it is.
+5. After `StoreUnknown` the shard calls `reopen` and then `read`. Once `reopen` has returned, the doubtful batch has either been
+   written or never will be (a new epoch fences it), so that what `read` returns is the truth.
+
+The shard has one commit in flight at a time, and calls no other method meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from proteus_shards.core.model import Batch, Row, RowKey
+
+
+class Durability(StrEnum):
+    """What an acknowledged write survives. Each class includes those before it, but `WEAK`, which promises nothing certain."""
+
+    WEAK = "weak"  # may lose an acknowledged tail even when only the store's process ends
+    MEMORY = "memory"  # nothing is kept
+    PROCESS = "process"  # the end of any process, by any signal
+    MACHINE = "machine"  # loss of power too
+    REPLICA = "replica"  # loss of a store node too
+
+
+class Damaged(msgspec.Struct, frozen=True):
+    """A stored row that is not a job: where it lies and what is wrong with it, never what it holds."""
+
+    where: str
+    fault: str
+
+
+class Store(Protocol):
+    """One shard's rows. Every coroutine may raise the `StoreError`s of `errors.py`, and nothing else of its driver's."""
+
+    kind: str  # "sqlite", …: the scheme of the store's URL
+    durability: Durability
+    keeps: bool  # False for the memory store: persist_data jobs are refused
+    row_bytes_max: int | None  # a row's names, payload and state together; larger jobs are refused with INVALID before any write
+
+    async def open(self) -> int:
+        """Connect, migrate the schema where needed, and take a new epoch, which is returned. Raises `StoreLocked` where another process holds the rows."""
+        ...
+
+    def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
+        """Yield all rows of this shard in order, in chunks. Called once, right after `open`."""
+        ...
+
+    async def commit(self, batch: Batch) -> None:
+        """Write a batch, atomically and durably."""
+        ...
+
+    async def reopen(self) -> int:
+        """Reach the store again after an outage or an unknown outcome: reconnect, take a new epoch, return it. Raises `StoreRefused` while the store is away."""
+        ...
+
+    async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """Return the rows that exist among `keys`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything. Safe to call twice, and after any error."""
+        ...
