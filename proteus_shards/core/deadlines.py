@@ -2,8 +2,8 @@
 
 A heap with lazy deletion. An item's due time lives in the item, not in the heap: a heartbeat moves it by one assignment, and the
 heap learns of it when the old entry comes up, and files it again. An item that no longer waits is thrown away then. So
-moving a deadline costs O(1), and nothing is late: an entry can only be too early, never too late, because deadlines of one
-item only grow while its entry is filed.
+moving a deadline costs O(1), and nothing is late: an entry can only be too early, never too late, because the deadline of an
+item only ever grows: that is for the owner to keep.
 
 Entries of items that have long gone (a job completed, its timeout a year away) are swept out once they outnumber the live ones.
 """
@@ -33,7 +33,7 @@ class Deadlines(Generic[T]):
         return len(self._heap)
 
     def add(self, due: int, item: T) -> None:
-        """File an item. An item must not be filed twice at a time."""
+        """File an item. One that is filed already may be filed again: that costs its place in the heap, nothing else."""
         self._filed += 1
         heappush(self._heap, (due, self._filed, item))
 
@@ -42,8 +42,8 @@ class Deadlines(Generic[T]):
         return self._heap[0][0] if self._heap else None
 
     def pop_due(self, now: int, most: int) -> list[tuple[T, bool]]:
-        """Remove and return up to `most` entries that have come up by `now`, in order, each with whether it is really due (False: it waits no more)."""
-        found: list[tuple[T, bool]] = []
+        """Remove and return up to `most` items that have come up by `now`, in order, each with whether it is really due (False: it waits no more)."""
+        found: dict[T, bool] = {}
         heap = self._heap
         while heap and heap[0][0] <= now and len(found) < most:
             _, filed, item = heappop(heap)
@@ -51,14 +51,14 @@ class Deadlines(Generic[T]):
             if due is not None and due > now:
                 heappush(heap, (due, filed, item))
             else:
-                found.append((item, due is not None))
-        return found
+                found[item] = due is not None
+        return list(found.items())
 
     def sweep(self, live: int) -> list[T]:
         """Throw stale entries away if they outnumber the `live` ones, and return their items."""
         if len(self._heap) - live <= max(STALE_MIN, live):
             return []
         stale = [item for _, _, item in self._heap if self._due_of(item) is None]
-        self._heap = [entry for entry in self._heap if self._due_of(entry[2]) is not None]
+        self._heap = list({item: (due, filed, item) for due, filed, item in self._heap if self._due_of(item) is not None}.values())
         heapify(self._heap)
         return stale

@@ -22,7 +22,7 @@ from proteus_shards.errors import RowError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-DELIVERED_BYTES_MAX = 8 * 1024 * 1024  # a `next` stops at the job that passes this, so that its answer fits a frame
+ANSWER_BYTES_MAX = 8 * 1024 * 1024  # an answer of several jobs stops before the one that would pass this, so that it fits a frame
 
 Key: TypeAlias = "Hashable"
 
@@ -79,7 +79,8 @@ class Holdings:
 
     def adopt(self, keys: Sequence[RowKey], rows: dict[RowKey, Row]) -> None:
         """Make the jobs of `keys` what the store says they are: `rows` has those that exist."""
-        for key in sorted(keys, key=lambda key: key in rows):  # the gone ones first: an id may have passed from one row to another
+        by_liveness = sorted(keys, key=lambda key: (key in rows, key in rows and rows[key].status != DEAD))
+        for key in by_liveness:  # an id may have passed from one job to another: who gives it up comes before who takes it
             row = rows.get(key)
             queue = self.queues.get(key.queue)
             job = self._by_seq(queue, key) if queue is not None else None
@@ -89,6 +90,7 @@ class Holdings:
                     self._restore(queue, job, None)
                     self._forget_if_empty(queue)
             elif job is None:
+                self._make_way(queue, row)
                 self._settle_in(job_of(row), Status(row.status))
             else:
                 assert queue is not None
@@ -96,6 +98,8 @@ class Holdings:
                 image: Image = (status, row.attempt, row.run_id, self._now + row.timeout * SECOND_US, row.updated_at, row.state, row.reason)
                 job.stored = True
                 self._restore(queue, job, image)
+        if any(row.status == DEAD for row in rows.values()):
+            self._order_dead()
         self._doubt = {}
 
     # --- recovery ----------------------------------------------------------------------------------------------
@@ -118,10 +122,8 @@ class Holdings:
         return damaged
 
     def finish_load(self) -> None:
-        """Put dead letters in the order of their deaths."""
-        self._graves = deque(sorted(self._graves, key=lambda grave: grave[0]))
-        for _, queue, seq in self._graves:
-            queue.dead.move_to_end(seq)
+        """Put what has been loaded in order."""
+        self._order_dead()
 
     # --- delivery ----------------------------------------------------------------------------------------------
 
@@ -139,26 +141,28 @@ class Holdings:
         deliveries: list[Delivery] = []
         logged = queue.pending > 0
         size = 0
-        while len(taken) < count and size <= DELIVERED_BYTES_MAX:
+        while len(taken) < count:
             job = queue.head()
             if job is None or (self.away and job.persist):
+                break
+            size += answer_bytes(job)
+            if taken and size > ANSWER_BYTES_MAX:
                 break
             taken.append((job, image_of(job)))
             job.attempt += 1
             job.run_id = self._new_run_id()
-            job.deadline = self._now + job.timeout * SECOND_US
             job.updated_at = self._clock
+            self._restart_timeout(job)
             queue.place(job, _DELIVER[job.status])
             self._arm(queue, job)
             logged = logged or job.persist
-            size += footprint(job)
             deliveries.append(_delivery(job))
         outcome = Delivered(deliveries)
         if not logged:
             self._emit(key, outcome)
             return
         for job, image in taken:
-            job.delivering = True
+            job.delivering = self._ledger.sealed_number + 1
             last = job is taken[-1][0]
             if job.persist:
                 self._ledger.touch(job)
@@ -194,10 +198,27 @@ class Holdings:
         elif job.status is DEAD:
             self._bury(queue, job)
 
+    def _restart_timeout(self, job: Job) -> None:
+        job.deadline = max(job.deadline, self._now + job.timeout * SECOND_US)
+
     def _bury(self, queue: Queue, job: Job) -> None:
         self._graves.append((job.updated_at, queue, job.seq))
         if len(self._graves) > 2 * self.totals[DEAD] + 256:
-            self._graves = deque(grave for grave in self._graves if grave[2] in grave[1].dead)
+            self._graves = deque(grave for grave in self._graves if letter_of(grave) is not None)
+
+    def _order_dead(self) -> None:
+        """Put dead letters in the order of their deaths."""
+        graves = [grave for grave in self._graves if letter_of(grave) is not None]
+        self._graves = deque(sorted(graves, key=lambda grave: grave[0]))
+        for _, queue, seq in self._graves:
+            queue.dead.move_to_end(seq)
+
+    def _make_way(self, queue: Queue | None, row: Row) -> None:
+        """Take away a memory-only job whose id a stored row has: it was completed in the very batch that was in doubt."""
+        other = queue.jobs.get(row.id) if queue is not None and row.status != DEAD else None
+        if queue is not None and other is not None:
+            assert not other.persist, "two live rows of one queue and id"
+            self._restore(queue, other, None)
 
     def _misplaced(self, row: Row) -> str | None:
         if row.slot != slot_of(row.queue):
@@ -213,9 +234,9 @@ class Holdings:
         status = self._due_status(job, status)
         if status is READY or status is IN_FLIGHT:
             self._clock = max(self._clock, job.ready_at)
-        self._clock = max(self._clock, job.created_at)
+        self._clock = max(self._clock, job.created_at, job.updated_at)
         if status is IN_FLIGHT:
-            job.deadline = self._now + job.timeout * SECOND_US
+            self._restart_timeout(job)
         self.bytes += footprint(job)
         queue.place(job, status)
         if status is not READY:
@@ -231,10 +252,11 @@ class Holdings:
             self.bytes -= footprint(job)
         status = GONE
         if image is not None:
-            status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason = image
+            status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason = image
+            job.deadline = max(job.deadline, deadline)  # a run's time may have begun since, with the release of its delivery
         if status is not GONE:
             self.bytes += footprint(job)
-        job.delivering = False
+        job.delivering = 0
         queue.place(job, status)
         self._arm(queue, job)
 
@@ -274,6 +296,18 @@ class Holdings:
                 self.counters.died += answer.kind == "died"
         elif key is not None:
             self._replies.append((key, answer))
+
+
+def answer_bytes(job: Job) -> int:
+    """Return the most bytes that a job takes in an answer."""
+    return footprint(job) + 4 * (len(job.queue) + len(job.id)) + 256
+
+
+def letter_of(grave: tuple[int, Queue, int]) -> Job | None:
+    """Return the dead letter that a grave is of, or None where there is none any more."""
+    died_at, queue, seq = grave
+    job = queue.dead.get(seq)
+    return job if job is not None and job.updated_at == died_at else None
 
 
 def _delivery(job: Job) -> Delivery:

@@ -1,8 +1,9 @@
 """What a shard has promised but not yet told: logged operations, the rows they touch, and the images to take them back.
 
 Two logs: `open` collects, `sealed` is with the store. An entry is one changed job or one waiting answer (or both) of an operation;
-an operation that changes several jobs has several entries, in order. Replaying `image`s newest first undoes the log exactly,
-because between two entries nothing else moves a job of a queue that has logged operations.
+an operation that changes several jobs has several entries, in order. Replaying `image`s newest first undoes the log,
+because between two entries nothing else moves a job of a queue that has logged operations, but for two things that are not
+taken back: a deadline only ever grows, and a schedule once due stays so.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Ledger:
     def __init__(self) -> None:
         self.open: list[Entry] = []
         self.sealed: list[Entry] = []
+        self.sealed_number = 0  # of the last commit; the open log will be the next one
         self._touched: dict[Job, bool] = {}  # → whether its state has changed
         self._inserted: list[Job] = []
         self._deleted: list[Job] = []
@@ -72,6 +74,7 @@ class Ledger:
         """Seal the open log and return the row writes that it comes to, perhaps none."""
         assert not self.sealed, "one commit at a time"
         self.sealed, self.open = self.open, []
+        self.sealed_number += 1
         touched, self._touched = self._touched, {}
         batch = self._batch = Batch([], [], [])
         for job, state_set in touched.items():

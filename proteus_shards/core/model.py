@@ -63,7 +63,7 @@ class Job(msgspec.Struct, eq=False, gc=False):
     stored: bool = False  # the store holds (or is being told) a row of this job
     returned: bool = False  # has an entry in its queue's heap of returned jobs
     timed: bool = False  # has an entry in the shard's heap of deadlines
-    delivering: bool = False  # delivered, but the reply still waits for its commit
+    delivering: int = 0  # number of the commit that the reply with its delivery waits for, or 0
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):

@@ -96,7 +96,7 @@ class Queue:
         self.waiters: OrderedDict[Hashable, Waiter] = OrderedDict()  # first come, first served
         self.pending = 0  # operations whose answer waits for a commit
         self._fresh: deque[Job] = deque()
-        self._returned: list[tuple[int, int, Job]] = []
+        self._returned: list[tuple[int, int, int, Job]] = []  # with id(job): after a doubt two jobs may have one key, one of them gone
 
     @property
     def empty(self) -> bool:
@@ -131,11 +131,11 @@ class Queue:
         fresh, returned = self._fresh, self._returned
         while fresh and fresh[0].status is not READY:
             fresh.popleft()
-        while returned and returned[0][2].status is not READY:
-            heappop(returned)[2].returned = False
+        while returned and returned[0][3].status is not READY:
+            heappop(returned)[3].returned = False
         if not returned:
             return fresh[0] if fresh else None
-        ready_at, seq, job = returned[0]
+        ready_at, seq, _, job = returned[0]
         if fresh and (fresh[0].ready_at, fresh[0].seq) < (ready_at, seq):
             return fresh[0]
         return job
@@ -143,7 +143,7 @@ class Queue:
     def ready(self) -> Iterator[Job]:
         """Yield the ready jobs in order. For views and tests: it costs as much as there are jobs."""
         entries = {job.seq: job for job in self._fresh if job.status is READY}
-        entries.update((job.seq, job) for _, _, job in self._returned if job.status is READY)
+        entries.update((job.seq, job) for *_, job in self._returned if job.status is READY)
         yield from sorted(entries.values(), key=lambda job: (job.ready_at, job.seq))
 
     def _count(self, status: Status, step: int) -> None:
@@ -157,14 +157,14 @@ class Queue:
             fresh.append(job)
         elif not job.returned:
             job.returned = True
-            heappush(self._returned, (job.ready_at, job.seq, job))
+            heappush(self._returned, (job.ready_at, job.seq, id(job), job))
 
     def _sweep(self) -> None:
         entries = len(self._fresh) + len(self._returned)
         if entries - self.counts[READY] <= max(STALE_MIN, self.counts[READY]):
             return
         self._fresh = deque(job for job in self._fresh if job.status is READY)
-        for _, _, job in self._returned:
+        for *_, job in self._returned:
             job.returned = job.status is READY
-        self._returned = [entry for entry in self._returned if entry[2].returned]
+        self._returned = [entry for entry in self._returned if entry[3].returned]
         heapify(self._returned)

@@ -48,10 +48,10 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
-from proteus_shards.core.holdings import DELIVERED_BYTES_MAX, Holdings, Limits
+from proteus_shards.core.holdings import ANSWER_BYTES_MAX, Holdings, Limits, answer_bytes, letter_of
 from proteus_shards.core.ledger import Note, footprint, image_of
 from proteus_shards.core.model import SECOND_US, Job, RowKey
-from proteus_shards.core.queue import GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,10 +172,10 @@ class Shard(Holdings):
         """Release the sealed operations: their rows are durable."""
         for queue, key, answer, job, _ in self._ledger.release():
             queue.pending -= 1
-            if job is not None and job.delivering:
-                job.delivering = False
-                if job.status is IN_FLIGHT:  # the timeout counts from the delivery, which is now
-                    job.deadline = self._now + job.timeout * SECOND_US
+            if job is not None and job.delivering == self._ledger.sealed_number:
+                job.delivering = 0
+                if job.status is IN_FLIGHT:
+                    self._restart_timeout(job)  # it counts from the delivery, which is now
             if answer is not None:
                 self._emit(key, answer)
             if not queue.pending:
@@ -189,6 +189,7 @@ class Shard(Holdings):
         self.away = True
         opened, sealed, keys = self._ledger.revert()
         queues: dict[Queue, None] = {}
+        letters = False
         for entries, why in ((opened, Reason.BUSY), (sealed, reason)):
             refusal = Refused(why, detail, retry_after=retry_after)
             for queue, key, _, job, image in reversed(entries):
@@ -196,8 +197,11 @@ class Shard(Holdings):
                 queues[queue] = None
                 if job is not None:
                     self._restore(queue, job, image)
+                    letters = letters or job.status is DEAD
                 if key is not None:
                     self._replies.append((key, refusal))
+        if letters:
+            self._order_dead()
         for queue in queues:
             self._match(queue)
             self._forget_if_empty(queue)
@@ -281,12 +285,12 @@ class Shard(Holdings):
     def _next(self, key: Key | None, command: Next) -> None:
         queue = self.queues.get(command.queue)
         head = queue.head() if queue is not None else None
-        if queue is not None and head is not None:
+        if queue is not None and head is not None and command.count > 0:
             if self.away and head.persist:
                 self._answer(queue, key, _AWAY)
             else:
                 self._hand_out(queue, key, command.count)
-        elif command.wait_us <= 0 or key is None:
+        elif command.wait_us <= 0 or command.count < 1 or key is None:
             self._answer(queue, key, Delivered([]))
         elif len(self._waiting) >= self.limits.polls_max:
             self._answer(queue, key, Refused(Reason.FULL, f"{self.limits.polls_max} polls wait already, the limit (polls_max)"))
@@ -333,8 +337,8 @@ class Shard(Holdings):
         if state is not None:
             self.bytes += grown
             job.state = state or None
-        job.deadline = self._now + job.timeout * SECOND_US
         job.updated_at = self._clock
+        self._restart_timeout(job)
         self._settle(queue, key, _DONE, job, image, write=write, state_set=write)
 
     def _complete(self, key: Key | None, command: Complete) -> None:
@@ -362,7 +366,7 @@ class Shard(Holdings):
         image = image_of(job)
         job.attempt -= 1
         job.run_id = None
-        job.delivering = False
+        job.delivering = 0
         job.updated_at = self._clock
         queue.place(job, _UNDELIVER[job.status])
         self._settle(queue, key, _DONE, job, image, write=job.persist)
@@ -378,9 +382,9 @@ class Shard(Holdings):
                 if after is not None:
                     after = None if job is after else after
                     continue
-                if len(letters) >= command.count or size > DELIVERED_BYTES_MAX:
+                size += answer_bytes(job)
+                if len(letters) >= command.count or (letters and size > ANSWER_BYTES_MAX):
                     break
-                size += footprint(job)
                 letters.append(_dead_letter(job))
         self._answer(queue, key, Listed(letters))
 
@@ -398,10 +402,10 @@ class Shard(Holdings):
 
     def _expire(self) -> None:
         queues: dict[Queue, None] = {}
-        for job, due in self._deadlines.pop_due(self._now, DUE_MAX):
+        found = self._deadlines.pop_due(self._now, DUE_MAX)
+        for job, _ in found:
             job.timed = False
-            if not due:
-                continue
+        for job in sorted((job for job, due in found if due), key=lambda job: (job.deadline, job.seq)):
             queue = self.queues[job.queue]
             if job.delivering or (self.away and job.persist):
                 job.deadline = self._now + (DELIVERING_US if job.delivering else PUT_OFF_US)
@@ -437,8 +441,7 @@ class Shard(Holdings):
     def _drop_old(self) -> None:
         oldest = self._clock - self.limits.dead_letters_us_max
         while self._graves and self._graves[0][0] <= oldest:
-            _, queue, seq = self._graves[0]
-            job = queue.dead.get(seq)
+            queue, job = self._graves[0][1], letter_of(self._graves[0])
             if job is not None and job.persist and self.away:
                 return
             self._graves.popleft()

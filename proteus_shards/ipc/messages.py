@@ -48,6 +48,8 @@ _replies = msgspec.msgpack.Decoder(list[Reply])
 
 encode = _encoder.encode
 
+_GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # all that bytes of any kind can cause
+
 
 def hello(shard: int, shards: int, epoch: int = 0) -> Hello:
     """Return this process's own greeting."""
@@ -58,7 +60,7 @@ def decode_greeting(body: bytes | memoryview) -> Hello | Goodbye:
     """Read the first frame of a peer. Raises `ProtocolError`."""
     try:
         return _greeting.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _GARBAGE as error:
         raise ProtocolError(f"the peer's first frame is not a greeting: {error}") from error
 
 
@@ -66,7 +68,7 @@ def decode_requests(body: bytes | memoryview) -> list[Request]:
     """Read one frame of requests. Raises `ProtocolError`."""
     try:
         return _requests.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _GARBAGE as error:
         raise ProtocolError(f"not a frame of requests: {error}") from error
 
 
@@ -74,7 +76,7 @@ def decode_replies(body: bytes | memoryview) -> list[Reply]:
     """Read one frame of replies. Raises `ProtocolError`."""
     try:
         return _replies.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _GARBAGE as error:
         raise ProtocolError(f"not a frame of replies: {error}") from error
 
 

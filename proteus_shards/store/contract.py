@@ -42,6 +42,7 @@ class Damaged(msgspec.Struct, frozen=True):
 
     where: str
     fault: str
+    seq: int | None = None  # the number that it takes up, where it can be told: no new row may have it
 
 
 class Store(Protocol):

@@ -1,0 +1,48 @@
+"""The store that keeps nothing.
+
+With it, a job with persist_data is refused, and so no batch ever has a row. It exists so that a shard needs no second way of working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+
+from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.store.contract import Damaged, Durability
+
+_epochs = count(1)
+
+
+class MemoryStore:
+    """Implements `contract.Store`. Its epochs count within the process: nothing outlives that which could be fenced."""
+
+    kind = "memory"
+    durability = Durability.MEMORY
+    keeps = False
+    row_bytes_max: int | None = None
+
+    async def open(self) -> int:
+        """Return the next epoch."""
+        return next(_epochs)
+
+    async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
+        """Yield nothing."""
+        return
+        yield []
+
+    async def commit(self, batch: Batch) -> None:
+        """Take a batch without rows."""
+        assert not batch.inserts, "a store that keeps nothing was given a row"
+
+    async def reopen(self) -> int:
+        """Return the next epoch."""
+        return await self.open()
+
+    async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """Return nothing: there are no rows."""
+        assert keys is not None
+        return {}
+
+    async def close(self) -> None:
+        """Let go of nothing."""
