@@ -1,0 +1,1 @@
+"""One process of queues: asyncio around the core and a store."""

@@ -1,0 +1,140 @@
+"""`python -m proteus_shards.shard`: one shard process, started by the supervisor.
+
+It ends by itself: with 0 after SIGTERM or when the supervisor is gone (its standard input closes), everything under way
+being committed first; with 1 where its store or a bug makes going on unsafe. The supervisor starts it again, and it recovers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from proteus_shards import logs
+from proteus_shards.config import Failed, Ready, Settings, ShardBoot, socket_path
+from proteus_shards.core.holdings import Limits
+from proteus_shards.core.shard import Shard
+from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
+from proteus_shards.shard.boot import STDIN, read_boot, report
+from proteus_shards.shard.listener import Listener
+from proteus_shards.shard.pump import Pump
+from proteus_shards.store.registry import make_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proteus_shards.store.contract import Store
+
+log = logging.getLogger("proteus_shards.shard")
+
+RUN_IDS_AT_ONCE = 256
+
+
+def read_clocks() -> tuple[int, int]:
+    """Return (monotonic, wall) time in microseconds."""
+    return time.monotonic_ns() // 1000, time.time_ns() // 1000
+
+
+def run_ids() -> Callable[[], bytes]:
+    """Return a source of random UUIDs (version 4) as 16 bytes, which asks the kernel for many at a time."""
+    pool: list[bytes] = []
+
+    def refill() -> bytes:
+        raw = bytearray(os.urandom(16 * RUN_IDS_AT_ONCE))
+        for start in range(0, len(raw), 16):
+            raw[start + 6] = raw[start + 6] & 0x0F | 0x40
+            raw[start + 8] = raw[start + 8] & 0x3F | 0x80
+            pool.append(bytes(raw[start : start + 16]))
+        return pool.pop()
+
+    def new_run_id() -> bytes:
+        return pool.pop() if pool else refill()
+
+    return new_run_id
+
+
+def limits_of(settings: Settings, store: Store) -> Limits:
+    """Return the core's limits under these settings and this store."""
+    return Limits(
+        shard_pending_max=settings.shard_pending_max,
+        polls_max=settings.polls_max,
+        queue_jobs_max=settings.queue_jobs_max,
+        shard_jobs_max=settings.shard_jobs_max,
+        shard_bytes_max=settings.shard_bytes_max,
+        queues_max=settings.queues_max,
+        dead_letters_max=settings.dead_letters_max,
+        dead_letters_us_max=int(settings.dead_letters_seconds_max * 1_000_000),
+        keeps=store.keeps,
+        row_bytes_max=store.row_bytes_max,
+    )
+
+
+async def serve(boot: ShardBoot) -> int:
+    """Recover, listen, and work until told to end. Returns the exit status."""
+    settings = boot.settings
+    store = make_store(settings.store, boot.shard, settings.shards)
+    pump = Pump(Shard(limits_of(settings, store), run_ids()), store, read_clocks, index=boot.shard)
+    ending = asyncio.Event()
+    _watch_lifeline(ending)
+    try:
+        await pump.recover()
+        gc.collect()
+        gc.freeze()  # what was recovered is no garbage, and should not be looked through for it
+        listener = Listener(pump, socket_path(boot.run_dir, boot.shard), boot.shard, settings.shards)
+        await listener.start()
+    except ProteusError as error:
+        log.error("shard cannot start", extra={"error": str(error)})  # noqa: TRY400  # an expected fault, told in one line
+        report(Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown)))
+        await store.close()
+        return 1
+    report(Ready(f"{pump.recovered} rows in {pump.recovery_seconds} s, {store.durability}"))
+    pumping = asyncio.create_task(pump.run())
+    stopping = asyncio.create_task(ending.wait())
+    await asyncio.wait({pumping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    listener.stop_accepting()
+    if not pumping.done():
+        draining = asyncio.create_task(pump.drain())
+        await asyncio.wait({pumping, draining}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+    failed = pumping.done()
+    if failed:
+        log.critical("shard ends", exc_info=pumping.exception())
+    pumping.cancel()
+    stopping.cancel()
+    await listener.close()
+    await store.close()
+    return int(failed)
+
+
+def _watch_lifeline(ending: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(STDIN, 4096):
+            loop.remove_reader(STDIN)
+            ending.set()
+
+    loop.add_reader(STDIN, read)
+    loop.add_signal_handler(signal.SIGTERM, ending.set)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to handle
+
+
+def main() -> int:
+    """Run one shard process and return its exit status."""
+    boot = read_boot()
+    logs.setup(boot.settings, f"shard-{boot.shard}")
+    try:
+        import uvloop  # noqa: PLC0415  # optional: not there on every platform
+    except ImportError:
+        return asyncio.run(serve(boot))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(boot))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

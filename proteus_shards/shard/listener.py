@@ -1,0 +1,197 @@
+"""The shard's end of its links: a Unix socket on which fronts connect.
+
+One `Connection` is one front. Bytes become requests here, and outcomes bytes; everything between is the pump's. A connection that breaks
+the protocol is told why, closed, and logged; no other notices. Only processes of the same user (or root) are served: the
+socket lies in a private folder, has mode 0600, and where the kernel tells who connects, that is checked as well.
+
+Memory is bounded on both ways: while a front does not read its replies, nothing more is read from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from proteus_shards.core.commands import Delivered, Outcome
+from proteus_shards.errors import ProtocolError
+from proteus_shards.ipc.frames import FrameReader, pack_frame
+from proteus_shards.ipc.messages import Goodbye, check_hello, decode_greeting, decode_requests, encode, hello
+
+if TYPE_CHECKING:
+    from proteus_shards.ipc.messages import Hello
+    from proteus_shards.shard.pump import Pump
+
+log = logging.getLogger("proteus_shards.shard")
+
+FRAME_BYTES_SOFT = 1024 * 1024  # a frame is closed once it is larger; one message may be larger still
+MESSAGES_MAX = 1024  # and once it has this many messages, so that its first is not held up by its last
+WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+
+_array32 = struct.Struct(">BI").pack
+
+
+class Connection(asyncio.Protocol):
+    """One front's link. Implements `pump.Link`."""
+
+    def __init__(self, pump: Pump, own: Hello, connections: set[Connection]) -> None:
+        self.closed = False
+        self._pump = pump
+        self._own = own
+        self._connections = connections
+        self._reader = FrameReader()
+        self._greeted = False
+        self._transport: asyncio.Transport | None = None
+        self._out: list[tuple[int, Outcome]] = []
+
+    # --- asyncio's side ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Check who connects."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._connections.add(self)
+        uid = _peer_uid(transport.get_extra_info("socket"))
+        if uid is not None and uid not in (0, os.getuid()):
+            log.error("link refused", extra={"error": f"the peer runs as user {uid}"})
+            self.closed = True
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take the next bytes of the front."""
+        if self.closed:
+            return
+        try:
+            for body in self._reader.feed(data):
+                if self._greeted:
+                    self._pump.receive(self, decode_requests(body))
+                else:
+                    self._greet(body)
+        except ProtocolError as error:
+            self._refuse(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up what this front was waiting for."""
+        self.closed = True
+        self._connections.discard(self)
+        self._out.clear()
+        self._pump.lose(self)
+        log.debug("link closed", extra={"error": str(exc) if exc else None})
+
+    def pause_writing(self) -> None:
+        """Stop reading from a front that does not read."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read again from a front that reads again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # --- the pump's side ---------------------------------------------------------------------------------------
+
+    def put(self, number: int, outcome: Outcome) -> None:
+        """Queue a reply."""
+        self._out.append((number, outcome))
+
+    def flush(self) -> None:
+        """Send the queued replies, many to a frame."""
+        out, self._out = self._out, []
+        if not out or self.closed or self._transport is None:
+            return
+        if len(out) <= MESSAGES_MAX and not any(type(outcome) is Delivered for _, outcome in out):
+            self._transport.write(pack_frame(encode(out)))
+            return
+        frames: list[bytes] = []
+        parts: list[bytes] = []
+        size = 0
+        for reply in out:
+            part = encode(reply)
+            parts.append(part)
+            size += len(part)
+            if size >= FRAME_BYTES_SOFT or len(parts) >= MESSAGES_MAX:
+                frames.append(_frame_of(parts))
+                parts, size = [], 0
+        if parts:
+            frames.append(_frame_of(parts))
+        self._transport.write(b"".join(frames))
+
+    def close(self) -> None:
+        """Send what is queued and end the link."""
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- greeting ----------------------------------------------------------------------------------------------
+
+    def _greet(self, body: bytes) -> None:
+        peer = decode_greeting(body)
+        if isinstance(peer, Goodbye):
+            raise ProtocolError(f"the front ended the link: {peer.detail}")
+        check_hello(self._own, peer)
+        self._greeted = True
+        assert self._transport is not None
+        self._transport.write(pack_frame(encode(hello(self._own.shard, self._own.shards, self._pump.epoch))))
+
+    def _refuse(self, detail: str) -> None:
+        log.error("link refused", extra={"error": detail})
+        self.closed = True
+        assert self._transport is not None
+        if not self._greeted:
+            self._transport.write(pack_frame(encode(Goodbye(detail))))
+        self._transport.close()
+
+
+class Listener:
+    """The shard's socket and the connections made on it."""
+
+    def __init__(self, pump: Pump, path: str, shard: int, shards: int) -> None:
+        self._pump = pump
+        self._path = path
+        self._own = hello(shard, shards)
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. A socket file that an ended process left is replaced."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)  # noqa: PTH108  # a local folder, at start: nobody waits
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.get_running_loop().create_unix_server(self._connect, self._path)
+        finally:
+            os.umask(mask)
+
+    def stop_accepting(self) -> None:
+        """Take no more connections."""
+        if self._server is not None:
+            self._server.close()
+
+    async def close(self) -> None:
+        """End all connections once their replies are out."""
+        self.stop_accepting()
+        for connection in list(self._connections):
+            connection.close()
+        for _ in range(100):  # a front that does not read is not waited for longer than this
+            if not self._connections:
+                return
+            await asyncio.sleep(0.01)
+
+    def _connect(self) -> Connection:
+        return Connection(self._pump, self._own, self._connections)
+
+
+def _frame_of(parts: list[bytes]) -> bytes:
+    return pack_frame(_array32(0xDD, len(parts)) + b"".join(parts))
+
+
+def _peer_uid(connected: socket.socket | None) -> int | None:
+    option = getattr(socket, "SO_PEERCRED", None)
+    if connected is None or option is None:
+        return None
+    _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return cast("int", uid)

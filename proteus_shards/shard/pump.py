@@ -1,0 +1,321 @@
+"""Collect, decide, commit, release: the one loop that joins links, core and store.
+
+Commands are applied to the core in the callback that received them; nothing waits to be decided. Row writes collect in the core
+while a commit is under way, and go out as the next batch when it ends. There is no timer in this: with little load a
+batch is one request and leaves at once, with much load it is what arrived during the last fsync. Batches grow by themselves.
+
+When a commit fails, the core undoes what was not released, and this loop finds out how things stand:
+
+* refused: everything is answered BUSY (surely without effect), the store counts as away and is tried again with backoff;
+* unknown: what was in the batch is answered UNKNOWN; after `reopen` has fenced the doubtful batch, its rows are read back;
+* permanent: a batch of one operation is answered INVALID; a larger one BUSY, and operations then go one at a time for a while, so that
+  the one at fault meets its own answer and the others pass;
+* fenced or failed: fail-stop. What was in the batch is answered UNKNOWN, and the process ends with the error. Memory that may
+  differ from the disk serves nobody.
+
+**After a stall** (SIGSTOP, a suspended machine, a very long garbage collection) the timers are overdue, and so may be heartbeats that
+lie in the socket. Commands that are there are applied before anything expires: a runner that was in time is not punished for our pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol, cast
+
+from proteus_shards.core.commands import Cancel, Delivered, Inspect, Outcome, Reason, Refused, Statistics, Undeliver
+from proteus_shards.core.model import Row
+from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown
+from proteus_shards.store.contract import Damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from proteus_shards.core.model import RowKey
+    from proteus_shards.core.shard import Shard
+    from proteus_shards.ipc.messages import Request
+    from proteus_shards.store.contract import Store
+
+log = logging.getLogger("proteus_shards.shard")
+
+STALL_US = 500_000  # a loop that was away for longer has stalled
+GRACE_US = 100_000  # after a stall, for what lies in the sockets
+IDLE_US = 1_000_000  # how often the clocks are read at least while jobs are scheduled: the wall clock may have been set
+BACKOFF_FIRST_SECONDS = 0.05
+BACKOFF_MAX_SECONDS = 2.0
+NOTES = {"timeout": "run timed out", "died": "job is dead", "dropped": "dead letter dropped"}
+CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one was refused for good
+
+
+class Link(Protocol):
+    """Where replies go: one connected front."""
+
+    closed: bool
+
+    def put(self, number: int, outcome: Outcome) -> None:
+        """Queue a reply for the next flush."""
+
+    def flush(self) -> None:
+        """Send what is queued."""
+
+
+class Pump:
+    """Drives one `Shard` with commands from links and commits to a store. `read_clocks` returns (monotonic, wall) microseconds."""
+
+    def __init__(self, shard: Shard, store: Store, read_clocks: Callable[[], tuple[int, int]], *, index: int = 0) -> None:
+        self.shard = shard
+        self.store = store
+        self.index = index
+        self.epoch = 0
+        self.recovered = 0
+        self.recovery_seconds = 0.0
+        self.damaged = 0
+        self._read_clocks = read_clocks
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._now_us, self._wall_us = read_clocks()
+        self._grace_until_us = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_us = 0  # when the timer should fire
+        self._unflushed: dict[Link, None] = {}
+        self._committing = False
+        self._draining = False
+        self._careful = 0
+        self._commits = 0
+        self._rows_written = 0
+
+    # --- recovery ----------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Open the store and read every row back into the core."""
+        started, _ = self._advance()
+        self.epoch = await self.store.open()
+        loaded: list[tuple[str, str]] = []
+        async for chunk in self.store.load():
+            rows = [row for row in chunk if isinstance(row, Row)]
+            loaded += [(item.where, item.fault) for item in chunk if isinstance(item, Damaged)]
+            faults = self.shard.load(rows)
+            loaded += [(f"slot {key.slot}, seq {key.seq}", fault) for key, fault in faults]
+            self.recovered += len(rows) - len(faults)
+        self.shard.finish_load()
+        self.damaged = len(loaded)
+        for where, fault in loaded:
+            log.error("stored row is not a job, kept aside", extra={"where": where, "fault": fault})
+        self.recovery_seconds = round((self._advance()[0] - started) / 1e6, 3)
+        log.info(
+            "recovered",
+            extra={
+                "rows": self.recovered,
+                "seconds": self.recovery_seconds,
+                "damaged": self.damaged,
+                "store": self.store.kind,
+                "durability": str(self.store.durability),
+                "epoch": self.epoch,
+            },
+        )
+        self._settle()
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def receive(self, link: Link, requests: Iterable[Request]) -> None:
+        """Apply requests as they arrive, and answer what can be answered."""
+        self._advance()
+        shard = self.shard
+        for number, command in requests:
+            if isinstance(command, Cancel):
+                shard.cancel((link, command.request))
+            elif isinstance(command, Inspect):
+                self._put(link, number, self.statistics())
+            elif self._draining:
+                self._put(link, number, Refused(Reason.BUSY, "the shard is ending"))
+            elif self._careful and self._committing:
+                self._put(link, number, Refused(Reason.BUSY, "the shard is looking for a job that the store refuses"))
+            else:
+                shard.apply((link, number), command)
+        self._settle()
+
+    def lose(self, link: Link) -> None:
+        """Forget a link that has closed: its polls end here, and a delivery that it was still to get goes back at its release."""
+        for key in self.shard.waiting():
+            if cast("tuple[Link, int]", key)[0] is link:
+                self.shard.cancel(key)
+        self._settle()
+
+    def statistics(self) -> Statistics:
+        """Return what this shard holds and has done."""
+        shard = self.shard
+        _, scheduled, ready, in_flight, dead = shard.totals
+        return Statistics(
+            shard=self.index,
+            epoch=self.epoch,
+            store=self.store.kind,
+            durability=str(self.store.durability),
+            store_away=shard.away,
+            queues=len(shard.queues),
+            scheduled=scheduled,
+            ready=ready,
+            in_flight=in_flight,
+            dead=dead,
+            polls=shard.polls,
+            bytes=shard.bytes,
+            recovered=self.recovered,
+            recovery_seconds=self.recovery_seconds,
+            damaged=self.damaged,
+            commits=self._commits,
+            rows_written=self._rows_written,
+            timeouts=shard.counters.timeouts,
+            died=shard.counters.died,
+            dead_dropped=shard.counters.dead_dropped,
+        )
+
+    # --- commits -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Commit batches until cancelled. Ends with the store's error where going on would not be safe."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self.shard.has_open:
+                await self._commit()
+            self._idle.set()  # nothing awaited since the test: it is still true
+
+    async def drain(self) -> None:
+        """Refuse new requests, answer waiting polls with nothing, and wait until everything under way is committed."""
+        self._draining = True
+        for key in self.shard.waiting():
+            self.shard.cancel(key)
+            link, number = cast("tuple[Link, int]", key)
+            self._put(link, number, Delivered([]))
+        self._settle()
+        await self._idle.wait()
+
+    async def _commit(self) -> None:
+        batch = self.shard.cut()
+        if len(batch):
+            self._committing = True
+            try:
+                await self.store.commit(batch)
+            except StoreRefused as error:
+                self._fail(Reason.BUSY, "the backing store is away", error)
+                await self._recover_store([])
+                return
+            except StoreUnknown as error:
+                keys = self._fail(Reason.UNKNOWN, "the backing store did not say whether it was written", error)
+                await self._recover_store(keys)
+                return
+            except StorePermanent as error:
+                self._refuse_for_good(error)
+                return
+            except BaseException as error:
+                self._fail(Reason.UNKNOWN, "the shard is ending because of its store", error)
+                raise
+            finally:
+                self._committing = False
+            self._commits += 1
+            self._rows_written += len(batch)
+            self._careful = max(0, self._careful - 1)
+        self._advance()
+        self.shard.committed()
+        self._settle()
+
+    def _fail(self, reason: Reason, detail: str, error: BaseException) -> list[RowKey]:
+        log.error("commit failed", extra={"outcome": reason.name.lower(), "error": f"{type(error).__name__}: {error}"})
+        self._advance()
+        keys = self.shard.failed(reason, detail)
+        self._settle()
+        return keys
+
+    def _refuse_for_good(self, error: StorePermanent) -> None:
+        alone = self.shard.sealed_answers == 1
+        if alone:
+            self._fail(Reason.INVALID, f"the backing store refuses this job: {error}", error)
+        else:
+            self._careful = CAREFUL_COMMITS
+            self._fail(Reason.BUSY, "another operation of the same commit was refused", error)
+        self.shard.heal()
+        self._settle()
+
+    async def _recover_store(self, keys: list[RowKey]) -> None:
+        """Try the store until it answers, bring the truth about the rows in doubt, and take writes again."""
+        backoff = BACKOFF_FIRST_SECONDS
+        while True:
+            try:
+                self.epoch = await self.store.reopen()
+                rows = await self.store.read(keys) if keys else {}
+                break
+            except (StoreRefused, StoreUnknown) as error:
+                log.warning("store is away", extra={"error": f"{type(error).__name__}: {error}", "retry_seconds": backoff})
+                if self._draining:
+                    self._idle.set()
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_MAX_SECONDS)
+        self._advance()
+        self.shard.adopt(keys, rows)
+        self.shard.heal()
+        log.info("store is back", extra={"epoch": self.epoch, "rows_read_back": len(keys)})
+        self._settle()
+
+    # --- clocks and releases -----------------------------------------------------------------------------------
+
+    def _advance(self) -> tuple[int, int]:
+        """Read the clocks and bring the core to them; after a stall, let what has arrived go first."""
+        now, wall = self._read_clocks()
+        if self._timer is not None and now - self._timer_us > STALL_US:
+            self._grace_until_us = now + GRACE_US
+            self._set_timer(now, GRACE_US)
+        self.shard.advance(now, wall, due=now >= self._grace_until_us)
+        self._now_us, self._wall_us = now, wall
+        return now, wall
+
+    def _tick(self) -> None:
+        fired = self._timer
+        self._advance()
+        if self._timer is fired:  # it is spent, even where the loop called up to a millisecond early
+            self._timer = None
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give out all answers and notes, wake the commit loop if rows wait, and set the timer."""
+        shard = self.shard
+        while replies := shard.take_replies():
+            for key, outcome in replies:
+                link, number = cast("tuple[Link, int]", key)
+                if not link.closed:
+                    self._put(link, number, outcome)
+                elif isinstance(outcome, Delivered):  # nobody will ever see it
+                    for job in outcome.jobs:
+                        shard.apply(None, Undeliver(job.queue, job.id, job.run_id))
+        for link in self._unflushed:
+            link.flush()
+        self._unflushed.clear()
+        if shard.notes:
+            self._log_notes()
+        if shard.has_open:
+            self._idle.clear()
+            self._wake.set()
+        wait = shard.due_in(self._now_us, self._wall_us)
+        if wait is not None:
+            wait = min(max(wait, 0 if self._now_us >= self._grace_until_us else GRACE_US), IDLE_US)
+            if self._timer is None or self._now_us + wait < self._timer_us:
+                self._set_timer(self._now_us, wait)
+
+    def _put(self, link: Link, number: int, outcome: Outcome) -> None:
+        link.put(number, outcome)
+        self._unflushed[link] = None
+
+    def _set_timer(self, now: int, wait_us: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_us = now + wait_us
+        self._timer = asyncio.get_running_loop().call_later(wait_us / 1e6, self._tick)
+
+    def _log_notes(self) -> None:
+        for note in self.shard.notes:
+            level = logging.DEBUG if note.kind == "timeout" else logging.WARNING
+            log.log(
+                level,
+                NOTES[note.kind],
+                extra={"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist},
+            )
+        self.shard.notes.clear()

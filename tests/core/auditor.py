@@ -1,0 +1,139 @@
+"""Holds what a shard has answered against what is promised, and knows nothing of how a shard works.
+
+It knows a job by its payload, which is unique, and believes only answers. Where an answer is unsure (a refusal that may have had an
+effect, a crash) it asks for less, never for more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+
+from proteus_shards.core.commands import Command, Complete, Delivered, Delivery, Done, Enqueue, Heartbeat, Outcome, Undeliver
+from proteus_shards.core.model import Job, Row, Status
+from proteus_shards.core.shard import Shard
+from tests.core.rig import SECOND, FakeStore
+
+
+@dataclass
+class Told:
+    """What is known of one job by what was asked and answered."""
+
+    command: Enqueue
+    sent: int
+    acked: int | None = None
+    may_be_gone: bool = False  # someone has asked to complete it
+    gone: bool = False  # its completion was acknowledged
+    may_be_dropped: bool = False  # it was in its last run, or a dead letter
+    delivered: bool = False  # somebody was given it once
+    deliveries: int = 0
+    attempt: int = 0  # of the last delivery that was kept
+    run_id: bytes | None = None  # the last run that somebody was given
+    run_until: int = 0  # until then nobody else may get it
+
+
+class Auditor:
+    """Checks every answer, and between two steps that everything promised is there."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.store = store
+        self.jobs: dict[bytes, Told] = {}
+        self.asked: dict[int, tuple[Command, int, Told | None]] = {}  # the command, when it was sent, and the job that it is about
+        self.run_ids: set[bytes] = set()
+        self.ticks = count(1)
+
+    def ask(self, key: int, command: Command, shard: Shard, now: int) -> None:
+        """Take note of a command that is about to be sent."""
+        told = None
+        if isinstance(command, Enqueue):
+            told = self.jobs[command.payload] = Told(command, next(self.ticks))
+        elif isinstance(command, Complete | Heartbeat | Undeliver):
+            job = _live(shard, command.queue).get(command.id)
+            if job is not None and (command.run_id == job.run_id or (command.run_id is None and not isinstance(command, Undeliver))):
+                told = self.jobs[job.payload]
+        if told is not None and isinstance(command, Complete):
+            told.may_be_gone = True
+        if told is not None and isinstance(command, Undeliver):
+            told.run_id = None
+            told.deliveries -= 1
+            told.attempt -= 1
+        self.asked[key] = (command, now, told)
+
+    def answer(self, key: int, outcome: Outcome, shard: Shard, now: int) -> None:
+        """Check an answer."""
+        command, sent, told = self.asked.pop(key)
+        if isinstance(outcome, Delivered):
+            for job in outcome.jobs:
+                self._delivered(job, shard, now)
+        elif isinstance(outcome, Done):
+            assert told is not None, "done, but to which job?"
+            row = self._row(told)
+            match command:
+                case Enqueue():
+                    told.acked = next(self.ticks)
+                    assert row is not None or told.may_be_gone or not command.persist, "acknowledged before it was stored"
+                case Complete():
+                    told.gone = True
+                    assert row is None, "completed, but still stored"
+                case Heartbeat():
+                    told.run_until = max(told.run_until, sent + told.command.timeout * SECOND)
+
+    def _delivered(self, job: Delivery, shard: Shard, now: int) -> None:
+        told = self.jobs[job.payload]
+        sent = told.command
+        assert (job.queue, job.id, job.timeout, job.persist, job.max_retries, job.run_at) == (
+            sent.queue,
+            sent.id,
+            sent.timeout,
+            sent.persist,
+            sent.max_retries,
+            sent.run_at_us,
+        ), "not what was enqueued"
+        assert job.run_id not in self.run_ids, "two deliveries under one run_id"
+        assert not told.gone, "delivered after its completion"
+        assert told.run_id is None or now >= told.run_until, "delivered while another run was valid"
+        assert job.attempt > told.attempt, "attempts are not counted"
+        if not told.delivered and sent.run_at_us is None:
+            self._check_first(told, shard)
+        told.deliveries += 1
+        if sent.max_retries >= 0:
+            assert max(told.deliveries, job.attempt) <= sent.max_retries + 1, "delivered too often"
+        row = self._row(told)
+        if sent.persist:
+            assert told.may_be_gone if row is None else row.attempt >= job.attempt, "delivered before it was stored"
+        self.run_ids.add(job.run_id)
+        told.delivered, told.attempt, told.run_id, told.run_until = True, job.attempt, job.run_id, now + sent.timeout * SECOND
+
+    def _check_first(self, told: Told, shard: Shard) -> None:
+        for job in _live(shard, told.command.queue).values():
+            other = self.jobs[job.payload]
+            waits = job.status is Status.READY and job.attempt == 0 and job.run_at is None and not other.delivered
+            assert not waits or other.acked is None or other.acked > told.sent, "delivered before a job that was accepted earlier"
+
+    def look(self, shard: Shard, now: int) -> None:
+        """Look for all that is promised."""
+        live = {job.payload: job for name in shard.queues for job in _live(shard, name).values()}
+        dead = {job.payload for queue in shard.queues.values() for job in queue.dead.values()}
+        for payload, told in self.jobs.items():
+            last = max(told.attempt, live[payload].attempt if payload in live else 0) > told.command.max_retries >= 0
+            told.may_be_dropped = told.may_be_dropped or payload in dead or last
+            if told.acked is None or told.may_be_gone:
+                continue
+            assert payload in live or payload in dead or told.may_be_dropped, "an acknowledged job is lost"
+            if told.run_id is not None and now < told.run_until:
+                job = live[payload]
+                assert (job.status, job.run_id) == (Status.IN_FLIGHT, told.run_id), "a run has ended early"
+
+    def crash(self) -> None:
+        """Take note that the process has ended: memory jobs are gone, and what was asked will never be answered."""
+        for payload, told in list(self.jobs.items()):
+            if not told.command.persist:
+                del self.jobs[payload]
+        self.asked.clear()
+
+    def _row(self, told: Told) -> Row | None:
+        return next((row for row in self.store.rows.values() if row.payload == told.command.payload), None)
+
+
+def _live(shard: Shard, queue: str) -> dict[str, Job]:
+    return shard.queues[queue].jobs if queue in shard.queues else {}
