@@ -1,0 +1,496 @@
+"""Starts, watches, restarts and drains the processes of one server.
+
+How to think about it: every process is a `Child`, and every child has a keeper, one task that starts it, waits for it and starts it
+again. The keeper owns the process: whatever ends the keeper, the process is killed if it still runs, and always waited for.
+So a replacement never meets its predecessor alive (two writers on one store file), and nothing is left behind.
+
+Decisions that may surprise:
+
+- The supervisor opens the listening sockets and keeps them; a front inherits one. A front that dies leaves its socket and
+  the connections waiting in it to its successor. With several fronts each has a socket of its own (SO_REUSEPORT), since several
+  processes that accept from one socket share the load badly.
+- A child's standard input carries one line of JSON, then nothing, and stays open: its end tells the child that the supervisor
+  is gone, however it went. Children are in process groups of their own, so that Ctrl-C reaches the supervisor alone.
+- Settings travel in that line, and children see no `PROTEUS_*` variable but those for tests.
+- During the drain the fronts end first, and shards are still restarted while they do: requests under way may need them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from proteus_shards import __version__
+from proteus_shards.config import Failed, FrontBoot, Ready, Settings, ShardBoot, socket_path
+from proteus_shards.errors import StartError
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS_FIRST = 0.1
+BACKOFF_SECONDS_MAX = 5.0
+SERVED_SECONDS_ENOUGH = 10.0  # a child that served this long starts its backoff anew
+SILENT_STARTS_MAX = 5  # a child that has never served and ends this often without a word stops the server
+LAST_WORDS_SECONDS_MAX = 1.0  # for reading what an ended child wrote
+FAILED_SECONDS_MAX = 5.0  # for the end of a child that said that it failed
+SIGNAL_SECONDS_MIN = 0.25  # a signal this soon after the first is the same one: `timeout`, say, sends it to us and to our group
+CONTROL_LINE_BYTES_MAX = 64 * 1024
+BACKLOG_MAX = 4096  # connections that wait in the kernel; it takes its own limit where that is lower
+SOCKET_PATH_BYTES_MAX = 100  # macOS allows 104 with the final zero, Linux 108
+
+
+class Programs(msgspec.Struct, frozen=True):
+    """The command of each kind of child. Tests put other programs here."""
+
+    prepare: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard.prepare")
+    shard: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard")
+    front: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.front")
+
+
+class ChildStatistics(msgspec.Struct, frozen=True):
+    """One child at one moment."""
+
+    name: str
+    pid: int | None  # None while no process runs
+    serves: bool
+    starts: int
+    restarts: int  # how often it was started again after its end
+
+
+class SupervisorStatistics(msgspec.Struct, frozen=True):
+    """All children at one moment."""
+
+    children: tuple[ChildStatistics, ...]
+    draining: bool
+
+
+class Backoff:
+    """How long to wait before the next start: twice as long after each failure, and short again after a success."""
+
+    def __init__(self) -> None:
+        self._next = BACKOFF_SECONDS_FIRST
+
+    def after(self, served_seconds: float) -> float:
+        """Return the seconds to wait after a child that served this long has ended."""
+        if served_seconds >= SERVED_SECONDS_ENOUGH:
+            self._next = BACKOFF_SECONDS_FIRST
+        delay, self._next = self._next, min(2 * self._next, BACKOFF_SECONDS_MAX)
+        return delay
+
+
+class Lines:
+    """Cuts what a child writes into lines. One that is longer than any control line is given in pieces."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes | bytearray) -> list[bytes]:
+        """Take what was read and return the lines that it completes, without their ends."""
+        *lines, self._held = (self._held + data).split(b"\n")
+        if len(self._held) > CONTROL_LINE_BYTES_MAX:
+            lines.append(self._held)
+            self._held = b""
+        return lines
+
+
+class Child:
+    """One process that should run, under its keeper."""
+
+    def __init__(self, name: str, command: Sequence[str], boot: ShardBoot | FrontBoot, *, once: bool = False) -> None:
+        self.name = name
+        self.ready = trio.Event()  # it has served (or, with `once`, done its work) at least once
+        self.ended = trio.Event()  # its keeper is done: no process is left
+        self.failure: StartError | None = None  # why it can never serve
+        self.unclean = False  # it was told to stop while it served, and ended with an error
+        self._command = tuple(command)
+        self._boot = boot
+        self._once = once
+        self._stop = trio.Event()
+        self._process: trio.Process | None = None
+        self._serving_since: float | None = None
+        self._starts = 0
+        self._silent_starts = 0
+
+    def statistics(self) -> ChildStatistics:
+        """Return what there is to know about it now."""
+        pid = self._process.pid if self._process else None
+        return ChildStatistics(self.name, pid, self._serving_since is not None, self._starts, max(0, self._starts - 1))
+
+    def stop(self) -> None:
+        """Ask the process to finish what it does and end, and start no other. Harmless if repeated."""
+        if not self._stop.is_set():
+            self._stop.set()
+            if self._process is not None:
+                self._process.terminate()
+
+    async def keep(self) -> None:
+        """Run it, again and again, until it is stopped, is done, or can never serve."""
+        backoff = Backoff()
+        try:
+            while not self._stop.is_set():
+                served_seconds = await self._run()
+                if self._stop.is_set() or self.failure is not None or (self._once and self.ready.is_set()):
+                    break
+                delay = backoff.after(served_seconds)
+                log.warning("restarting", extra={"child": self.name, "delay_seconds": delay})
+                with trio.move_on_after(delay):
+                    await self._stop.wait()
+        finally:
+            self.ended.set()
+
+    async def _run(self) -> float:
+        """Start one process, attend it to its end, and return for how many seconds it served."""
+        self._starts += 1
+        try:
+            process = await trio.lowlevel.open_process(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(self._boot.listen_fd,) if isinstance(self._boot, FrontBoot) else (),
+                env=child_environment(os.environ),
+                process_group=0,
+            )
+        except OSError as error:  # no memory, no process slot, no descriptor
+            log.error("cannot start", extra={"child": self.name, "reason": error.strerror})  # noqa: TRY400 the reason says it all
+            self._note_end(f"it cannot be started: {error.strerror}")
+            return 0.0
+        self._process = process
+        said: Ready | Failed | None = None
+        try:
+            log.debug("started", extra={"child": self.name, "pid": process.pid})
+            if self._stop.is_set():  # while it was being started
+                process.terminate()
+            said = await self._attend(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):  # a killed process ends: this wait is short
+                await process.wait()
+                await _close(process)
+            self._process = None
+            since, self._serving_since = self._serving_since, None
+        returncode = process.returncode
+        assert returncode is not None
+        if self._stop.is_set():
+            self.unclean = since is not None and returncode != 0
+            (log.error if self.unclean else log.debug)("ended", extra={"child": self.name, "returncode": returncode})
+        elif self._once and isinstance(said, Ready) and returncode == 0:
+            self.ready.set()
+        else:
+            log.error("ended", extra={"child": self.name, "pid": process.pid, "returncode": returncode})
+            if said is None or (self._once and isinstance(said, Ready)):
+                self._note_end(f"it ends with {_ending(returncode)} before it serves; see the log")
+        return 0.0 if since is None else trio.current_time() - since
+
+    def _note_end(self, reason: str) -> None:
+        """Count an end that came before any word, and give up after too many if it has never served."""
+        self._silent_starts += 1
+        if not self.ready.is_set() and self._silent_starts >= SILENT_STARTS_MAX:
+            self.failure = StartError(f"{self.name}: {reason}")
+
+    async def _attend(self, process: trio.Process) -> Ready | Failed | None:
+        """Give the process its boot line, hear what it says, wait for its end, and return its first word."""
+        said: Ready | Failed | None = None
+        heard = trio.Event()
+
+        async def listen() -> None:
+            nonlocal said
+            assert process.stdout is not None
+            lines = Lines()
+            async for data in process.stdout:
+                for line in lines.feed(data):
+                    word = _word(line)
+                    if word is None or said is not None:
+                        log.warning("unexpected output", extra={"child": self.name, "bytes": len(line)})
+                        continue
+                    said = word
+                    self._take(word)
+                    if isinstance(word, Failed):
+                        nursery.start_soon(end_soon)
+            heard.set()
+
+        async def end_soon() -> None:
+            await trio.sleep(FAILED_SECONDS_MAX)
+            process.kill()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            nursery.start_soon(_send_line, process.stdin, msgspec.json.encode(self._boot) + b"\n")
+            await process.wait()
+            with trio.move_on_after(LAST_WORDS_SECONDS_MAX):  # another process may hold the pipe open
+                await heard.wait()
+            nursery.cancel_scope.cancel()
+        return said
+
+    def _take(self, word: Ready | Failed) -> None:
+        if isinstance(word, Ready):
+            if not self._once:
+                self._serving_since = trio.current_time()
+                self.ready.set()
+            log.info("ready", extra={"child": self.name, "detail": word.detail})
+            return
+        log.error("cannot serve", extra={"child": self.name, "reason": word.detail, "final": word.final})
+        if word.final and not self.ready.is_set():
+            self.failure = StartError(word.detail)
+
+
+class Supervisor:
+    """All children of one server, from the first start to the end of the drain."""
+
+    def __init__(self, settings: Settings, programs: Programs, run_dir: str, listeners: Sequence[socket.socket]) -> None:
+        self._settings = settings
+        self._listeners = tuple(listeners)
+        self._prepare = Child("prepare", programs.prepare, ShardBoot(settings, 0, run_dir), once=True)
+        self._shards = [Child(f"shard-{i}", programs.shard, ShardBoot(settings, i, run_dir)) for i in range(settings.shards)]
+        self._fronts = [
+            Child(f"front-{i}", programs.front, FrontBoot(settings, i, run_dir, listener.fileno())) for i, listener in enumerate(listeners)
+        ]
+        self._kept: list[Child] = []
+        self._stop = trio.Event()
+
+    def statistics(self) -> SupervisorStatistics:
+        """Return what there is to know about the children now."""
+        return SupervisorStatistics(tuple(child.statistics() for child in self._kept), self._stop.is_set())
+
+    async def run(self, signals: AsyncIterator[int], announce: Callable[[], None]) -> int:
+        """Serve until a signal asks for the end, and return the exit code. Raises `StartError` where it never served.
+
+        `announce` is called once, when every child serves.
+        """
+        clean = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, signals, nursery.cancel_scope)
+            with trio.CancelScope() as starting:
+                nursery.start_soon(_cancel_on, self._stop, starting)
+                await self._start(nursery)
+                announce()
+                sd_notify("READY=1")
+            await self._stop.wait()
+            sd_notify("STOPPING=1")
+            clean = await self._drain()
+            nursery.cancel_scope.cancel()  # the keepers that are left kill and reap their processes
+        for child in self._kept:
+            if child.failure is not None:
+                raise child.failure
+        code = 0 if clean else 1
+        log.info("stopped", extra={"code": code})
+        return code
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        for stage in ([self._prepare], self._shards, self._fronts):
+            for child in stage:
+                self._kept.append(child)
+                nursery.start_soon(self._keep, child)
+            for child in stage:
+                await child.ready.wait()
+        self._kept.remove(self._prepare)
+
+    async def _keep(self, child: Child) -> None:
+        await child.keep()
+        if child.failure is not None:
+            self._stop.set()
+
+    async def _watch(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+        first: float | None = None
+        async for number in signals:
+            name = signal.Signals(number).name
+            if first is None:
+                first = trio.current_time()
+                log.info("draining", extra={"signal": name, "seconds_max": self._settings.drain_seconds_max})
+                self._stop.set()
+            elif trio.current_time() - first >= SIGNAL_SECONDS_MIN:
+                log.warning("killing what is left", extra={"signal": name})
+                everything.cancel()
+
+    async def _drain(self) -> bool:
+        """Stop the children, those that take requests first, and say whether all ended well and in time."""
+        for listener in self._listeners:
+            listener.close()
+        with trio.move_on_after(self._settings.drain_seconds_max) as deadline:
+            for stage in (self._fronts, self._shards, [self._prepare]):
+                kept = [child for child in stage if child in self._kept]
+                for child in kept:
+                    child.stop()
+                for child in kept:
+                    await child.ended.wait()
+        if deadline.cancelled_caught:
+            left = [child.name for child in self._kept if not child.ended.is_set()]
+            log.error("the drain took too long", extra={"killed": left, "seconds_max": self._settings.drain_seconds_max})
+            return False
+        return not any(child.unclean for child in self._kept)
+
+
+def run(settings: Settings) -> int:
+    """Run a server until it is told to stop, and return the exit code. Raises `StartError`."""
+    return trio.run(supervise, settings)
+
+
+async def supervise(settings: Settings, programs: Programs | None = None, write: Callable[[str], None] | None = None) -> int:
+    """Open what a server needs, run it until a signal asks for the end, and clean up. Returns the exit code; raises `StartError`.
+
+    `write` gets the one line that says that the server is ready.
+    """
+    with ExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        listeners = open_listeners(settings.host, settings.port, settings.fronts)
+        for listener in listeners:
+            stack.callback(listener.close)
+        line = start_line(settings, listeners[0].getsockname())
+        run_dir = stack.enter_context(private_dir(settings.shards))
+        supervisor = Supervisor(settings, programs or Programs(), run_dir, listeners)
+        return await supervisor.run(signals, lambda: (write or _write_line)(line))
+
+
+def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return `count` sockets that listen on one address and port. Raises `StartError`.
+
+    SO_REUSEPORT would let a second server of the same user share the port in silence. So with several sockets a first bind
+    without it makes sure that the port is free.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for i, (family, _, _, _, address) in enumerate(found):
+            try:
+                return _listen(family, address, count)
+            except OSError as error:
+                if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT} or i == len(found) - 1:
+                    raise
+    except (OSError, ValueError) as error:  # ValueError: cannot be a host name
+        raise StartError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from error
+    raise StartError(f"cannot listen on {host} port {port}: the name has no address")
+
+
+def _listen(family: int, address: tuple[Any, ...], count: int) -> list[socket.socket]:
+    if count > 1 and not hasattr(socket, "SO_REUSEPORT"):
+        raise StartError("this system has no SO_REUSEPORT, which several fronts need: use --fronts 1")
+    with ExitStack() as cleanup:
+
+        def bind(address: tuple[Any, ...], *, shared: bool) -> socket.socket:
+            bound = cleanup.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind(address)
+            return bound
+
+        listeners = [bind(address, shared=False)]
+        if count > 1:
+            listeners.pop().close()
+            for _ in range(count):
+                listeners.append(bind(address, shared=True))
+                address = listeners[0].getsockname()  # port 0: the first has picked one for all
+        for listener in listeners:
+            listener.listen(BACKLOG_MAX)
+        cleanup.pop_all()
+        return listeners
+
+
+@contextmanager
+def private_dir(shards: int) -> Iterator[str]:
+    """Make a directory for the sockets that only this user may enter, with a path short enough for a Unix socket."""
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 mkdtemp makes it safe
+        path = tempfile.mkdtemp(prefix="proteus-", dir=parent)
+        if len(os.fsencode(socket_path(path, shards))) <= SOCKET_PATH_BYTES_MAX:
+            break
+        Path(path).rmdir()
+    else:
+        raise StartError("no temporary directory has a path that is short enough for a socket: set TMPDIR to a shorter one")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)  # left in /tmp at worst
+
+
+def child_environment(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+    """Return what a child sees of the environment, with a way to find this package where it is not installed."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name != "NOTIFY_SOCKET" and (not name.startswith("PROTEUS_") or name.startswith("PROTEUS_TEST_"))
+    }
+    root = Path(__file__).resolve().parent.parent
+    if root.name not in {"site-packages", "dist-packages"}:  # a checkout: those two are on the path of every child
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environ.get("PYTHONPATH", "")]))
+    return kept
+
+
+def start_line(settings: Settings, address: tuple[str | int, ...]) -> str:
+    """Return the one line that a ready server prints. It shows no secret."""
+    host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+    return (
+        f"proteus-shards {__version__} listening on http://{host}:{address[1]} · store {redacted(settings.store)}"
+        f" · shards {settings.shards} · fronts {settings.fronts}"
+    )
+
+
+def redacted(url: str) -> str:
+    """Return a store's URL without what may be secret: user and password, query, fragment."""
+    shown, *dropped = re.split("[?#]", url, maxsplit=1)
+    scheme, separator, rest = shown.partition("://")
+    if any("@" in part for part in dropped):  # a "#" or "?" in a password, perhaps: where it ends is anyone's guess
+        return f"{scheme}://…"
+    return scheme + separator + (rest if rest.startswith("/") else rest.rpartition("@")[2])
+
+
+def sd_notify(state: str) -> None:
+    """Tell systemd, where it asked to be told."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), b"\0" + path[1:].encode() if path.startswith("@") else path)
+    except OSError as error:
+        log.warning("systemd could not be told", extra={"state": state, "reason": error.strerror})
+
+
+def _word(line: bytes) -> Ready | Failed | None:
+    try:
+        return msgspec.json.decode(line, type=Ready | Failed)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _ending(returncode: int) -> str:
+    return f"exit code {returncode}" if returncode >= 0 else f"signal {-returncode}"
+
+
+def _write_line(line: str) -> None:
+    try:
+        sys.stdout.buffer.write(line.encode() + b"\n")  # UTF-8, whatever the locale
+        sys.stdout.flush()
+    except OSError as error:
+        log.warning("the start line could not be written", extra={"reason": error.strerror})
+
+
+async def _send_line(stream: trio.abc.SendStream | None, line: bytes) -> None:
+    assert stream is not None
+    try:
+        await stream.send_all(line)
+    except trio.BrokenResourceError:
+        return  # it ended before it read its line; its keeper sees that
+
+
+async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def _close(process: trio.Process) -> None:
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
