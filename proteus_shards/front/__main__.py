@@ -1,0 +1,144 @@
+"""A front process: `python -m proteus_shards.front`, started by the supervisor.
+
+Standard input brings one line of JSON, a `FrontBoot`, and then stays open as the lifeline: its end means that the supervisor is gone.
+Standard output takes one line, `Ready` or `Failed`. Logs go to standard error.
+
+Shards are not waited for: a front serves at once, and answers 429 for the queues of a shard whose link is not up yet.
+
+SIGTERM, or the end of the lifeline, drains: accept no more, answer waiting polls with "no job", finish what is under way, give back
+what was not delivered, exit 0, all within drain_seconds_max. A second SIGTERM exits at once, with 1. SIGINT is the supervisor's to act
+on: a terminal sends it to every process of the group, and the front must outlive the requests in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from proteus_shards import logs
+from proteus_shards.config import Failed, FrontBoot, Ready, socket_path
+from proteus_shards.front.app import make_app
+from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
+from proteus_shards.front.router import Router
+from proteus_shards.front.server import Server
+
+STDIN, STDOUT = 0, 1
+
+log = logging.getLogger("proteus_shards.front")
+
+
+def main() -> None:
+    """Run a front process from its boot line to its exit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    boot = read_boot()
+    logs.setup(boot.settings, f"front-{boot.front}")
+    try:
+        listening = socket.socket(fileno=boot.listen_fd)
+        listening.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+    except (OSError, ValueError) as error:
+        report(Failed(f"descriptor {boot.listen_fd} is no socket that listens: {error}", final=True))
+        sys.exit(1)
+    trio.run(serve, boot, listener)
+
+
+def read_boot() -> FrontBoot:
+    """Read the boot line from standard input, byte by byte: what follows on it is the lifeline's."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(STDIN, 1)
+        if not byte:
+            sys.exit("this program is started by proteus-shards serve, which tells it what to do on its standard input")
+        line += byte
+    try:
+        return msgspec.json.decode(line, type=FrontBoot)
+    except msgspec.DecodeError as error:
+        report(Failed(f"the boot line is wrong: {error}", final=True))
+        sys.exit(1)
+
+
+def report(message: Ready | Failed) -> None:
+    """Write a control line to the supervisor. A supervisor that is gone is not told."""
+    try:
+        os.write(STDOUT, msgspec.json.encode(message) + b"\n")
+    except BrokenPipeError:
+        log.warning("the supervisor is gone")
+
+
+async def serve(boot: FrontBoot, listener: trio.SocketListener) -> None:
+    """Serve until drained."""
+    settings = boot.settings
+    links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
+    router = Router(links)
+    server = Server(make_app(router, settings), settings)
+    server_drain_seconds = max(settings.drain_seconds_max - 2 * SETTLE_SECONDS_MAX, settings.drain_seconds_max / 2)
+
+    def drain(reason: str) -> None:
+        if router.draining:
+            return
+        log.info("draining", extra={"reason": reason, "connections": server.connections})
+        exit_after(settings.drain_seconds_max)
+        router.drain()
+        server.drain()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch_signals, drain)
+        nursery.start_soon(watch_lifeline, drain)
+        for link in links:
+            nursery.start_soon(link.run)
+        async with trio.open_nursery() as serving:
+            # The links have the last word: what was not delivered goes back before the exit.
+            await serving.start(server.serve, listener, server_drain_seconds)
+            log.info("serving", extra={"shards": settings.shards})
+            report(Ready())
+        await router.wait_settled()
+        log.info("drained")
+        nursery.cancel_scope.cancel()
+
+
+async def watch_signals(drain: Callable[[str], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Drain at the first SIGTERM, exit at the second."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
+        terminated = False
+        async for _ in signals:
+            if terminated:
+                log.warning("exit at once, at the second SIGTERM")
+                os._exit(1)
+            terminated = True
+            drain("SIGTERM")
+
+
+async def watch_lifeline(drain: Callable[[str], None]) -> None:
+    """Drain when standard input ends: the supervisor is gone."""
+    async with trio.lowlevel.FdStream(os.dup(STDIN)) as lifeline:
+        try:
+            while await lifeline.receive_some():
+                pass
+        except (OSError, trio.BrokenResourceError) as error:
+            log.warning("the lifeline failed", extra={"error": str(error)})
+    drain("the supervisor is gone")
+
+
+def exit_after(seconds: float) -> None:
+    """End the process after some seconds, whatever it does then. A drain that has not ended until then never will."""
+
+    def end() -> None:
+        log.error("exit before the drain has ended (drain_seconds_max)")
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+if __name__ == "__main__":
+    main()

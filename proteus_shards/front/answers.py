@@ -1,0 +1,206 @@
+"""What goes out: an `Answer` is a status, headers and a body, ready for any HTTP stack.
+
+Errors are RFC 9457 problems without a `type`, so their title is the phrase of the status. Beyond the RFC a problem has
+`retryable`, and where they are known `field` (the part of the request at fault), `queue`, `job_id` and, for a fault inside,
+the `request_id` under which the log has the details. A problem never repeats a payload, and never tells of what is inside the server.
+
+Payload and state of a delivered job are copied to the byte, wherever they came from; nothing here parses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import msgspec
+
+from proteus_shards.core.commands import DeadLetter, Delivery, Reason, Refused
+from proteus_shards.front.instants import write_instant
+
+JSON_HEADERS = (("content-type", "application/json"),)
+PROBLEM_HEADERS = (("content-type", "application/problem+json"),)
+
+STATUSES: dict[Reason, int] = {
+    Reason.EXISTS: 409,
+    Reason.NOT_FOUND: 404,
+    Reason.INVALID: 422,
+    Reason.BUSY: 429,
+    Reason.FULL: 429,
+    Reason.UNKNOWN: 503,
+    Reason.FAULT: 500,
+}
+RETRYABLE = frozenset({408, 429, 503})
+WITH_RETRY_AFTER = frozenset({429, 503})
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """A whole HTTP answer. `headers` lack those of the transport (date, content-length, connection)."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+ACCEPTED = Answer(202)
+COMPLETED = Answer(200)
+NO_JOB = Answer(204)
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request was not served. `retry_after` is in seconds, and counts for 429 and 503 only."""
+
+    status: int
+    detail: str
+    field: str | None = None
+    queue: str | None = None
+    job_id: str | None = None
+    request_id: str | None = None
+    shards_away: list[int] | None = None
+    retry_after: int = 1
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def answer(self) -> Answer:
+        """Return the problem as it goes out."""
+        headers = PROBLEM_HEADERS + self.headers
+        if self.status in WITH_RETRY_AFTER:
+            headers += (("retry-after", str(max(1, self.retry_after))),)
+        body = _ProblemView(
+            title=HTTPStatus(self.status).phrase,
+            status=self.status,
+            detail=self.detail,
+            retryable=self.status in RETRYABLE,
+            field=self.field,
+            queue=self.queue,
+            job_id=self.job_id,
+            request_id=self.request_id,
+            shards_away=self.shards_away,
+        )
+        return Answer(self.status, headers, _encode(body))
+
+
+def fault(field: str, rule: str) -> Problem:
+    """Return the 422 problem of one part of a request: `field` breaks `rule`."""
+    return Problem(status=422, detail=f"{field}: {rule}", field=field)
+
+
+def refusal(refused: Refused, queue: str | None = None, job_id: str | None = None) -> Problem:
+    """Return the problem of a refused command."""
+    return Problem(
+        status=STATUSES[refused.reason],
+        detail=refused.detail,
+        field=refused.field,
+        queue=queue,
+        job_id=job_id,
+        retry_after=refused.retry_after,
+    )
+
+
+def json_answer(value: object, status: int = 200) -> Answer:
+    """Return any value that msgspec can encode as a JSON answer."""
+    return Answer(status, JSON_HEADERS, _encode(value))
+
+
+def job_answer(job: Delivery) -> Answer:
+    """Return one delivered job as a JSON object."""
+    return Answer(200, JSON_HEADERS, _encode(_job_view(job)))
+
+
+def jobs_answer(jobs: Sequence[Delivery]) -> Answer:
+    """Return delivered jobs as a JSON array."""
+    return Answer(200, JSON_HEADERS, _encode([_job_view(job) for job in jobs]))
+
+
+def dead_answer(letters: Sequence[DeadLetter]) -> Answer:
+    """Return a page of dead letters. `next` is the `after` of the page behind it, null where this one is empty."""
+    page = _DeadPage(jobs=[_dead_view(letter) for letter in letters], next=letters[-1].seq if letters else None)
+    return Answer(200, JSON_HEADERS, _encode(page))
+
+
+def write_run_id(run_id: bytes) -> str:
+    """Return the 36-character form of a run_id (16 bytes)."""
+    text = run_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class _ProblemView(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    title: str
+    status: int
+    detail: str
+    retryable: bool
+    field: str | None = None
+    queue: str | None = None
+    job_id: str | None = None
+    request_id: str | None = None
+    shards_away: list[int] | None = None
+
+
+class _JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    id: str
+    queue: str
+    timeout: int
+    persist_data: bool
+    max_retries: int
+    payload: msgspec.Raw
+    state: msgspec.Raw | msgspec.UnsetType
+    run_at: str | msgspec.UnsetType
+    run_id: str
+    attempt: int
+    created_at: str
+    updated_at: str
+
+
+class _DeadView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    id: str
+    queue: str
+    timeout: int
+    persist_data: bool
+    max_retries: int
+    payload: msgspec.Raw
+    state: msgspec.Raw | msgspec.UnsetType
+    run_at: str | msgspec.UnsetType
+    attempt: int
+    reason: str
+    created_at: str
+    died_at: str
+
+
+class _DeadPage(msgspec.Struct, frozen=True, kw_only=True):
+    jobs: list[_DeadView]
+    next: int | None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _job_view(job: Delivery) -> _JobView:
+    return _JobView(
+        id=job.id,
+        queue=job.queue,
+        timeout=job.timeout,
+        persist_data=job.persist,
+        max_retries=job.max_retries,
+        payload=msgspec.Raw(job.payload),
+        state=msgspec.Raw(job.state) if job.state else msgspec.UNSET,
+        run_at=write_instant(job.run_at) if job.run_at is not None else msgspec.UNSET,
+        run_id=write_run_id(job.run_id),
+        attempt=job.attempt,
+        created_at=write_instant(job.created_at),
+        updated_at=write_instant(job.updated_at),
+    )
+
+
+def _dead_view(letter: DeadLetter) -> _DeadView:
+    return _DeadView(
+        id=letter.id,
+        queue=letter.queue,
+        timeout=letter.timeout,
+        persist_data=letter.persist,
+        max_retries=letter.max_retries,
+        payload=msgspec.Raw(letter.payload),
+        state=msgspec.Raw(letter.state) if letter.state else msgspec.UNSET,
+        run_at=write_instant(letter.run_at) if letter.run_at is not None else msgspec.UNSET,
+        attempt=letter.attempt,
+        reason=letter.reason,
+        created_at=write_instant(letter.created_at),
+        died_at=write_instant(letter.died_at),
+    )

@@ -1,0 +1,159 @@
+"""The Quart-Trio app of a front: routes, limits, and how everything that goes wrong is told to the client.
+
+Decisions:
+
+- Quart's conveniences that surprise are off: no static files, no redirects (`//next` and `/next/` are 404, not 308), no HEAD
+  where nobody said so, no OPTIONS answer, no default content type.
+- Every error is a problem document, those of Quart and Werkzeug included. What an exception says stays in the log, under a
+  request id that the client is told.
+- `_Gate` wraps the app at the ASGI level: it keeps the `Exchange`, mends the request target, and answers 500 where even Quart fails.
+- Hypercorn says "disconnect" after every answer, in the midst of the call that ends it. Quart-Trio cancels that call then, and the connection
+  is left neither idle nor closed, for ever. So once an answer is whole, Quart hears of a disconnect only after a while: soon enough for an
+  HTTP/2 answer whose connection is gone, which waits to be sent for ever.
+- An answer that goes out before the whole request has come in closes an HTTP/1 connection, and says so.
+- A body must arrive within request_seconds_max, or the answer is 408.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import trio
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
+
+from proteus_shards.config import Settings
+from proteus_shards.front.answers import Answer, Problem
+from proteus_shards.front.bodies import too_large
+from proteus_shards.front.exchange import SCOPE_KEY, Exchange
+from proteus_shards.front.native import add_native_routes
+from proteus_shards.front.responses import PlainResponse, response_of
+from proteus_shards.front.router import Router
+
+AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+log = logging.getLogger("proteus_shards.front")
+
+FINISH_SECONDS_MAX = 2.0
+RECEIVE_TICKS = 4
+
+_NOTHING_HERE = Problem(status=404, detail="there is nothing at this path")
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+_ORIGIN = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+
+
+def make_app(router: Router, settings: Settings) -> QuartTrio:
+    """Return the app that serves a front's HTTP through these links."""
+    app = QuartTrio("proteus_shards.front", static_folder=None, template_folder=None)
+    app.response_class = PlainResponse
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_bytes_max
+    app.config["BODY_TIMEOUT"] = settings.request_seconds_max
+    app.config["RESPONSE_TIMEOUT"] = None  # the connection has its own, which works
+    app.url_map.merge_slashes = False
+    add_native_routes(app, router, settings)
+
+    async def http_error(error: HTTPException) -> Response:
+        return response_of(problem_of(error, settings).answer())
+
+    async def fault(error: Exception) -> Response:
+        return response_of(log_fault(error).answer())
+
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, fault)
+    app.asgi_app = _Gate(app.asgi_app, router)  # type: ignore[method-assign]
+    return app
+
+
+def problem_of(error: HTTPException, settings: Settings) -> Problem:
+    """Return the problem that one of Quart's own errors is."""
+    match error:
+        case NotFound():
+            return _NOTHING_HERE
+        case MethodNotAllowed():
+            allowed = ", ".join(sorted(error.valid_methods or ()))
+            return Problem(status=405, detail=f"the method must be {allowed}", headers=(("allow", allowed),))
+        case RequestEntityTooLarge():
+            return too_large(settings.body_bytes_max)
+        case RequestTimeout():
+            return Problem(status=408, detail="body: did not arrive in time (request_seconds_max)", field="body")
+    status = error.code if error.code is not None and error.code >= 400 else 500
+    return Problem(status=status, detail=HTTPStatus(status).phrase.lower())
+
+
+def log_fault(error: BaseException) -> Problem:
+    """Log a fault under a new request id, and return the problem that tells the client no more than that id."""
+    request_id = secrets.token_hex(8)
+    log.error("a request failed", exc_info=error, extra={"request_id": request_id})
+    return Problem(status=500, detail="an internal error; the server's log has it under the request_id", request_id=request_id)
+
+
+class _Gate:
+    """The outermost part of the app: each HTTP request passes it on the way in, each answer on the way out."""
+
+    def __init__(self, app: AsgiApp, router: Router) -> None:
+        self._app = app
+        self._router = router
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(self._router, scope["http_version"], send)
+        is_http_1 = scope["http_version"].startswith("1")
+        has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
+
+        async def watched_receive() -> Any:
+            message = await receive()
+            if message["type"] == "http.disconnect" and exchange.finishing:
+                await trio.sleep(FINISH_SECONDS_MAX)
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                exchange.request_ended = True
+            return message
+
+        async def watched_send(message: Any) -> None:
+            if is_http_1 and message["type"] == "http.response.start" and has_body:
+                for _ in range(RECEIVE_TICKS):  # a body that has arrived may still wait for the task that reads it
+                    if exchange.request_ended:
+                        break
+                    await trio.lowlevel.checkpoint()
+                else:
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await exchange.send(message)
+
+        path = _path_of(scope["path"])
+        try:
+            if path is None:
+                await _send(watched_send, Problem(status=400, detail="the request target must be a path").answer())
+            elif path.startswith("//"):  # Werkzeug would take it for a path with one slash
+                await _send(watched_send, _NOTHING_HERE.answer())
+            else:
+                await self._app({**scope, "path": path, SCOPE_KEY: exchange}, watched_receive, watched_send)
+        except Exception as error:  # noqa: BLE001 it is logged, and told as what it is
+            problem = log_fault(error)
+            if not exchange.begun:
+                await _send(watched_send, problem.answer())
+        finally:
+            exchange.settle()
+
+
+def _path_of(target: str) -> str | None:
+    """Return the path of a request target in origin form, or in the absolute form that RFC 9112 §3.2.2 asks servers to take."""
+    if not target.startswith("/"):
+        origin = _ORIGIN.match(target)
+        if origin is None:
+            return None
+        target = target[origin.end() :] or "/"
+    return target if target.startswith("/") else None
+
+
+async def _send(send: Callable[[Any], Awaitable[None]], answer: Answer) -> None:
+    headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in answer.headers]
+    headers.append((b"content-length", str(len(answer.body)).encode("ascii")))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

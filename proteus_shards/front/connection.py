@@ -1,0 +1,108 @@
+"""One client connection, between trio's socket and Hypercorn.
+
+Hypercorn takes any stream that looks like trio's. This one adds what Hypercorn lacks and the front must have:
+
+- It counts what the socket took and knows when a send failed. Hypercorn swallows that; `exchange` needs it to tell a job
+  that was handed over from one that never left.
+- A client that stops reading does not hold a task for ever: each piece of an answer must be taken within a time.
+- It closes gently. A server that closes while unread bytes are left (an upload refused with 413) makes the kernel
+  reset the connection, and the client may lose the answer that says why. So after its last byte it reads on for a moment, discarding.
+- `abort` closes at once, from sync code, whatever Hypercorn shields.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+import trio
+
+LINGER_SECONDS_MAX = 1.0
+LINGER_BYTES_MAX = 8 * 1024 * 1024
+PIECE_BYTES = 64 * 1024
+RECEIVE_BYTES = 64 * 1024
+
+
+class Connection(trio.abc.HalfCloseableStream):
+    """A socket stream as Hypercorn sees it. `stall_seconds_max`: how long the client may take over 64 KiB of an answer."""
+
+    def __init__(self, stream: trio.SocketStream, stall_seconds_max: float) -> None:
+        self.socket = stream.socket  # Hypercorn asks it for the addresses
+        self.sent_bytes = 0
+        self.broken = False  # a send failed, or the connection was aborted
+        self._stream = stream
+        self._stall_seconds_max = stall_seconds_max
+        self._finishing = False
+        self._reading = False
+        self._ended = trio.Event()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data. Raises `trio.BrokenResourceError` where the client is gone or takes too long."""
+        with memoryview(data) as view:
+            for start in range(0, len(view), PIECE_BYTES):
+                await self._send_piece(view[start : start + PIECE_BYTES])
+
+    async def _send_piece(self, piece: memoryview) -> None:
+        if self.broken:
+            raise trio.BrokenResourceError("an earlier send failed")
+        try:
+            with trio.fail_after(self._stall_seconds_max):
+                await self._stream.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.abort()
+            raise
+        except trio.TooSlowError:
+            self.abort()
+            raise trio.BrokenResourceError("the client does not read") from None
+        self.sent_bytes += len(piece)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the socket takes bytes."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Return what the client sends next; after the last answer, discard it and return only at its end."""
+        if self._reading:
+            await self._ended.wait()
+            return b""
+        self._reading = True
+        discarded = 0
+        data: bytes | bytearray = b""
+        try:
+            while True:
+                data = await self._stream.receive_some(max_bytes)
+                discarded += len(data)
+                if not data or not self._finishing or discarded > LINGER_BYTES_MAX:
+                    break
+        except BaseException:
+            self._ended.set()
+            raise
+        finally:
+            self._reading = False
+        if not data or self._finishing:
+            self._ended.set()
+            return b""
+        return data
+
+    async def send_eof(self) -> None:
+        """Tell the client that nothing more comes."""
+        self._finishing = True
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close; after `send_eof`, let the client finish first, for a moment."""
+        try:
+            if self._finishing and not self.broken and not self._ended.is_set():
+                with trio.move_on_after(LINGER_SECONDS_MAX):
+                    await self.receive_some(RECEIVE_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the client closed less gently
+        finally:
+            await self._stream.aclose()
+
+    def abort(self) -> None:
+        """Close at once. Whoever sends or receives gets `trio.ClosedResourceError`."""
+        self.broken = True
+        self.socket.close()
+
+
+CURRENT_CONNECTION: ContextVar[Connection | None] = ContextVar("CURRENT_CONNECTION", default=None)

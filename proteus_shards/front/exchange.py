@@ -1,0 +1,98 @@
+"""One request and its answer, watched for jobs that never reach their runner.
+
+A job that a `next` was given is in flight from then on. If its client is gone, it would wait for its timeout; so it goes back, but only
+where it is *sure* that the client can't have it, since a job given back wrongly runs twice.
+
+What is knowable:
+
+- The client closes while its `next` waits, or before the answer begins: Hypercorn sees the end of the stream, the handler is
+  cancelled, nothing was sent. Sure: it goes back at once.
+- The answer could not be made, and the client got a 500 in its place. Sure: it goes back.
+- HTTP/1 only: the answer has a content-length, and `Connection` counts what the socket took. If a send failed or was cut short, the last
+  byte never left, and no parser accepts the rest. Sure: it goes back.
+
+What is not:
+
+- The socket took the whole answer: the kernel holds it, and nothing tells whether the client read it before it died.
+- While an HTTP/1 client has sent more requests behind its `next` (pipelining), Hypercorn reads no further, and so notices
+  the end of the stream only after the answer.
+- A client that shuts down only its sending side looks gone to Hypercorn; it gets no answer, and no job either.
+- On HTTP/2 the answers of all streams share one socket and are sent later, by another task: once the answer has begun, it counts as sent.
+
+In the unsure cases the job returns at its timeout, and its delivery counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from proteus_shards.core.commands import Delivery
+from proteus_shards.front.connection import CURRENT_CONNECTION
+from proteus_shards.front.router import Router
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGISendCallable
+
+OK = 200
+SCOPE_KEY = "proteus_shards.exchange"
+
+log = logging.getLogger("proteus_shards.front")
+
+
+class Exchange:
+    """The answer of one request on its way out."""
+
+    def __init__(self, router: Router, http_version: str, send: ASGISendCallable) -> None:
+        self._router = router
+        self._send = send
+        self._connection = CURRENT_CONNECTION.get() if http_version.startswith("1") else None
+        self._jobs: Sequence[Delivery] = ()
+        self._body_bytes = 0
+        self._taken_bytes = 0  # of the body, by the socket; counted with a connection only
+        self._status: int | None = None
+        self.finishing = False  # the last message of the answer is being sent
+        self.request_ended = False  # the client's whole body has arrived
+
+    @property
+    def begun(self) -> bool:
+        """Whether an answer has begun."""
+        return self._status is not None
+
+    def hold(self, jobs: Sequence[Delivery]) -> None:
+        """Answer for these jobs from now on."""
+        self._jobs = jobs
+
+    async def send(self, message: Any) -> None:
+        """Send the next ASGI message of the answer."""
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        elif not message.get("more_body", False):
+            self.finishing = True
+        if not body or self._connection is None:
+            await self._send(message)
+            return
+        before = self._connection.sent_bytes
+        self._body_bytes += len(body)
+        try:
+            await self._send(message)
+        finally:
+            self._taken_bytes += self._connection.sent_bytes - before
+
+    def settle(self) -> None:
+        """Give back what surely did not arrive. The exchange is over."""
+        if self._jobs and self._surely_lost():
+            log.debug("a delivery did not reach its client", extra={"jobs": len(self._jobs)})
+            self._router.undeliver(self._jobs)
+
+    def _surely_lost(self) -> bool:
+        if self._status != OK:  # no answer has begun, or a problem went out in its place
+            return True
+        return self._connection is not None and (self._body_bytes == 0 or self._taken_bytes < self._body_bytes)
+
+
+def exchange_of(scope: Any) -> Exchange:
+    """Return the exchange that an ASGI scope belongs to."""
+    return cast("Exchange", scope[SCOPE_KEY])

@@ -1,0 +1,458 @@
+"""One front's end of one Unix socket to one shard.
+
+How to think about it
+=====================
+
+A request passes three places: **queued** (accepted, no byte of it handed to the socket), **sent** (from the moment its frame is begun), and
+**settled** (its callback was called, exactly once). `submit` is sync and cheap, and calls back from the link's own task;
+`call` is the same for a task that wants to wait. What is refused is a value (`Refused`), never an exception:
+
+- The link is down, too much is under way, or the request is still queued when the link is lost or its time is up: BUSY, surely without
+  effect. A queued request that nobody waits for any more is not sent at all.
+- The request was sent, and the link was lost or its time is up: UNKNOWN. A timeout also tells the shard to forget it (`Cancel`).
+
+**A run that nobody takes goes back.** A `next` that is abandoned (its client is gone) is cancelled at the shard. Its answer may be on the way
+already: a `Delivered` that finds nobody waiting is answered with `Undeliver` for each of its jobs. Numbers are never used
+twice in the life of a link object, so an answer cannot find the wrong request.
+
+**One frame a tick.** The writer sleeps until something is queued, and then takes all that has been queued meanwhile, up to a soft size.
+There is no timer in it: a busy front gets large frames, an idle one sends at once.
+
+**Bounds.** Requests under way (`link_requests_max`), bytes queued (`link_bytes_max`; a request larger than that passes when nothing
+else is queued), frame size. Give-backs are beyond the first bound: refusing one would cost its job a whole timeout.
+
+Request times are checked every `SWEEP_SECONDS` for all requests together, so a timeout may come that much late; in return a request
+costs no timer. No error in a callback, and no message that cannot be encoded, ends more than its own request.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeAlias
+
+import msgspec
+import trio
+
+from proteus_shards.config import Settings
+from proteus_shards.core.commands import (
+    Cancel,
+    Command,
+    Delivered,
+    Delivery,
+    Enqueue,
+    Heartbeat,
+    Inspect,
+    Next,
+    Outcome,
+    Reason,
+    Refused,
+    Statistics,
+    Undeliver,
+)
+from proteus_shards.core.model import SECOND_US
+from proteus_shards.errors import ProtocolError, VersionError
+from proteus_shards.ipc.frames import FrameReader, pack_frame
+from proteus_shards.ipc.messages import Goodbye, Request, check_hello, decode_greeting, decode_replies, encode, hello
+
+BACKOFF_SECONDS_MIN = 0.02
+BACKOFF_SECONDS_MAX = 1.0
+MISMATCH_SECONDS = 5.0  # between tries at a shard of another version: only a restart mends that
+STEADY_SECONDS = 1.0  # a link that held this long was a good one, and its loss is worth a quick retry
+HELLO_SECONDS_MAX = 5.0
+SWEEP_SECONDS = 0.25
+SETTLE_SECONDS_MAX = 1.0
+FRAME_BYTES_SOFT = 1024 * 1024
+FRAME_REQUESTS_MAX = 1024
+REQUEST_BYTES = 64  # what a request weighs beside its payload, state and names
+RECEIVE_BYTES = 256 * 1024
+
+OnReply: TypeAlias = Callable[[Outcome], None]
+
+log = logging.getLogger("proteus_shards.front")
+
+
+class LinkStatistics(msgspec.Struct, frozen=True):
+    """One link at one moment. Counts are since the process started."""
+
+    shard: int
+    connected: bool
+    in_flight: int  # requests accepted and not settled, queued ones included
+    queued: int  # messages not yet handed to the socket
+    queued_bytes: int  # roughly
+    polls: int  # of the requests in flight, those that asked to wait for a job
+    connects: int
+    submitted: int
+    refused: int  # not accepted: link down or a bound reached
+    timeouts: int
+    undelivered: int  # runs given back
+
+
+class _Pending(msgspec.Struct, eq=False):
+    """A request that is not settled yet."""
+
+    on_reply: OnReply
+    deadline: float
+    next: bool
+    poll: bool
+    sent: bool = False
+
+
+class Link:
+    """A link to one shard. Everything but `run`, `call` and the `wait_` functions is sync."""
+
+    def __init__(self, path: str, shard: int, settings: Settings) -> None:
+        self.shard = shard
+        self.shard_statistics: Statistics | None = None  # as of the last connect; kept while the shard is away
+        self._path = path
+        self._settings = settings
+        self._own = hello(shard, settings.shards)
+        self._connected = False
+        self._pending: dict[int, _Pending] = {}
+        self._queue: deque[tuple[int, Command, int]] = deque()  # number, command, weight in bytes
+        self._queued_bytes = 0
+        self._number = 0
+        self._writer = trio.lowlevel.ParkingLot()
+        self._changed = trio.Event()  # set, and replaced, when the link comes up or nothing is in flight any more
+        self._complaint = ""
+        self._connects = self._refused = self._timeouts = self._undelivered = 0
+
+    # --- asking ------------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether the shard has greeted and the link is up."""
+        return self._connected
+
+    def submit(self, command: Command, on_reply: OnReply, deadline_seconds: float | None = None) -> int | Refused:
+        """Send a command, and return its number, or why it is surely not sent.
+
+        `on_reply` is called once, later, and must not block. `deadline_seconds` defaults to request_seconds_max and the wait that
+        a `Next` asks for.
+        """
+        if not self._connected:
+            self._refused += 1
+            return Refused(Reason.BUSY, f"shard {self.shard} is away")
+        if len(self._pending) >= self._settings.link_requests_max:
+            self._refused += 1
+            return Refused(Reason.BUSY, f"too many requests are under way at shard {self.shard} (link_requests_max)")
+        weight = _weigh(command)
+        if self._queued_bytes + weight > self._settings.link_bytes_max and self._queued_bytes:
+            self._refused += 1
+            return Refused(Reason.BUSY, f"too many bytes wait to be sent to shard {self.shard} (link_bytes_max)")
+        return self._enter(command, on_reply, weight, deadline_seconds)
+
+    async def call(self, command: Command, deadline_seconds: float | None = None) -> Outcome:
+        """Send a command and wait for its outcome. If the waiting task is cancelled, a `Next` and what it brought are given back."""
+        outcome: Outcome | None = None
+        settled = trio.Event()
+
+        def on_reply(reply: Outcome) -> None:
+            nonlocal outcome
+            outcome = reply
+            settled.set()
+
+        number = self.submit(command, on_reply, deadline_seconds)
+        if isinstance(number, Refused):
+            await trio.lowlevel.checkpoint()
+            return number
+        try:
+            await settled.wait()
+        except BaseException:
+            self.abandon(number)
+            if type(outcome) is Delivered:
+                self.undeliver(outcome.jobs)
+            raise
+        assert outcome is not None
+        return outcome
+
+    def abandon(self, number: int) -> None:
+        """Wait no longer for a request; its callback is not called. A request that is settled already is left alone."""
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return
+        if pending.next and pending.sent:
+            self._put(Cancel(number))
+        self._note_idle()
+
+    def undeliver(self, jobs: Iterable[Delivery]) -> None:
+        """Give back runs that surely never reached a runner. Where the link is down, they return at their timeout."""
+        for job in jobs:
+            self._undelivered += 1
+            if self._connected:
+                command = Undeliver(job.queue, job.id, job.run_id)
+                self._enter(command, self._check_undelivered, _weigh(command))
+            else:
+                self._check_undelivered(Refused(Reason.BUSY, f"shard {self.shard} is away"))
+
+    def end_polls(self) -> None:
+        """Answer every waiting poll with "no job" now."""
+        for number, pending in list(self._pending.items()):
+            if pending.poll and self._pending.pop(number, None) is not None:
+                if pending.sent:
+                    self._put(Cancel(number))
+                self._settle(pending, Delivered([]))
+
+    def statistics(self) -> LinkStatistics:
+        """Return what this link holds and has done."""
+        return LinkStatistics(
+            shard=self.shard,
+            connected=self._connected,
+            in_flight=len(self._pending),
+            queued=len(self._queue),
+            queued_bytes=self._queued_bytes,
+            polls=sum(pending.poll for pending in self._pending.values()),
+            connects=self._connects,
+            submitted=self._number,
+            refused=self._refused,
+            timeouts=self._timeouts,
+            undelivered=self._undelivered,
+        )
+
+    async def wait_connected(self) -> None:
+        """Wait until the link is up."""
+        while not self._connected:
+            await self._changed.wait()
+
+    async def wait_settled(self) -> None:
+        """Wait, a bounded time, until what was asked is answered and what must go back has gone back: the last step before an exit."""
+        with trio.move_on_after(SETTLE_SECONDS_MAX):
+            # Once this is answered, whatever was delivered before a `Cancel` took effect is here already.
+            await self.call(Inspect())
+            while self._pending:
+                await self._changed.wait()
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------
+
+    def _enter(self, command: Command, on_reply: OnReply, weight: int, deadline_seconds: float | None = None) -> int:
+        is_next = type(command) is Next
+        wait_us = command.wait_us if isinstance(command, Next) else 0
+        if deadline_seconds is None:
+            deadline_seconds = self._settings.request_seconds_max + wait_us / SECOND_US
+        number = self._put(command, weight)
+        self._pending[number] = _Pending(on_reply, trio.current_time() + deadline_seconds, is_next, is_next and wait_us > 0)
+        return number
+
+    def _put(self, command: Command, weight: int = REQUEST_BYTES) -> int:
+        self._number += 1
+        self._queue.append((self._number, command, weight))
+        self._queued_bytes += weight
+        self._writer.unpark()
+        return self._number
+
+    def _settle(self, pending: _Pending, outcome: Outcome) -> None:
+        try:
+            pending.on_reply(outcome)
+        except Exception:
+            log.exception("a reply could not be handled", extra={"shard": self.shard})
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._pending:
+            self._announce()
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _check_undelivered(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Refused) and outcome.reason is not Reason.NOT_FOUND:
+            log.warning("a run could not be given back and waits for its timeout", extra={"shard": self.shard, "error": outcome.detail})
+
+    def _learn(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Statistics):
+            self.shard_statistics = outcome
+
+    # --- the connection ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        backoff = BACKOFF_SECONDS_MIN
+        while True:
+            began = trio.current_time()
+            pause: float | None = None
+            try:
+                reason = await self._connect_and_converse()
+            except VersionError as error:
+                reason, pause = str(error), MISMATCH_SECONDS
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
+                reason = str(error) or type(error).__name__
+            except trio.TooSlowError:
+                reason = f"the shard did not greet within {HELLO_SECONDS_MAX:g} s"
+            except Exception:
+                reason = "a fault inside the front"
+                log.exception("the link failed", extra={"shard": self.shard})
+            if trio.current_time() - began >= STEADY_SECONDS:
+                backoff = BACKOFF_SECONDS_MIN
+            if pause is None:
+                pause, backoff = backoff, min(backoff * 2, BACKOFF_SECONDS_MAX)
+                self._complain(logging.WARNING, reason)
+            else:
+                self._complain(logging.ERROR, reason)
+            await trio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 jitter keeps no secret
+
+    def _complain(self, level: int, reason: str) -> None:
+        """Log why the link is down: once, and then only to those who debug, until it has been up or the reason changes."""
+        log.log(logging.DEBUG if reason == self._complaint else level, "link down", extra={"shard": self.shard, "reason": reason})
+        self._complaint = reason
+
+    async def _connect_and_converse(self) -> str:
+        """Connect, greet, and carry messages until the link ends. Returns why it ended; raises where it never began."""
+        stream = await trio.open_unix_socket(self._path)
+        async with stream:
+            frames = FrameReader()
+            with trio.fail_after(HELLO_SECONDS_MAX):
+                await self._greet(stream, frames)
+            self._connected = True
+            self._connects += 1
+            self._complaint = ""
+            self._announce()
+            log.info("link up", extra={"shard": self.shard})
+            self._enter(Inspect(), self._learn, REQUEST_BYTES)
+            ends: list[str] = []
+            try:
+                async with trio.open_nursery() as nursery:
+                    for work in (partial(self._read, stream, frames), partial(self._write, stream), self._sweep):
+                        nursery.start_soon(self._until_it_ends, work, ends, nursery.cancel_scope)
+            finally:
+                self._lose()
+            return ends[0]
+
+    async def _greet(self, stream: trio.SocketStream, frames: FrameReader) -> None:
+        await stream.send_all(pack_frame(encode(self._own)))
+        bodies: list[bytes] = []
+        while not bodies:
+            data = await stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                raise ProtocolError("the shard closed the link before its greeting")
+            bodies = frames.feed(data)
+        if len(bodies) > 1:
+            raise ProtocolError("the shard spoke before it was asked")
+        peer = decode_greeting(bodies[0])
+        if isinstance(peer, Goodbye):
+            raise ProtocolError(f"the shard refused the link: {peer.detail}")
+        check_hello(self._own, peer)
+
+    async def _until_it_ends(self, work: Callable[[], Awaitable[str]], ends: list[str], scope: trio.CancelScope) -> None:
+        """Do one part of the conversation. When any part ends, for whatever reason, all do."""
+        try:
+            ends.append(await work())
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
+            ends.append(str(error) or type(error).__name__)
+        except Exception:
+            ends.append("a fault inside the front")
+            log.exception("the link failed", extra={"shard": self.shard})
+        scope.cancel()
+
+    def _lose(self) -> None:
+        """Settle everything: the link is gone."""
+        self._connected = False
+        self._queue.clear()
+        self._queued_bytes = 0
+        pending, self._pending = self._pending, {}
+        for request in pending.values():
+            if request.sent:
+                self._settle(request, Refused(Reason.UNKNOWN, f"the link to shard {self.shard} was lost"))
+            else:
+                self._settle(request, Refused(Reason.BUSY, f"shard {self.shard} is away"))
+        self._announce()
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    async def _read(self, stream: trio.SocketStream, frames: FrameReader) -> str:
+        while True:
+            data = await stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                return "the shard closed the link"
+            for body in frames.feed(data):
+                for number, outcome in decode_replies(body):
+                    self._take_reply(number, outcome)
+
+    def _take_reply(self, number: int, outcome: Outcome) -> None:
+        pending = self._pending.pop(number, None)
+        if pending is not None:
+            self._settle(pending, outcome)
+        elif type(outcome) is Delivered and outcome.jobs:
+            self.undeliver(outcome.jobs)
+        else:
+            log.debug("a reply came that nobody waits for", extra={"shard": self.shard, "number": number})
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    async def _write(self, stream: trio.SocketStream) -> str:
+        while True:
+            if not self._queue:
+                await self._writer.park()
+            frame = self._frame(self._take())
+            if frame:
+                await stream.send_all(frame)
+            else:
+                await trio.lowlevel.checkpoint()
+
+    def _take(self) -> list[Request]:
+        """Take the requests of the next frame from the queue: from here on they count as sent."""
+        requests: list[Request] = []
+        size = 0
+        while self._queue and len(requests) < FRAME_REQUESTS_MAX:
+            number, command, weight = self._queue[0]
+            if requests and size + weight > FRAME_BYTES_SOFT:
+                break
+            self._queue.popleft()
+            self._queued_bytes -= weight
+            pending = self._pending.get(number)
+            if pending is not None:
+                pending.sent = True
+            elif type(command) is not Cancel:
+                continue  # nobody waits for it any more
+            size += weight
+            requests.append((number, command))
+        return requests
+
+    def _frame(self, requests: list[Request]) -> bytes:
+        """Return the frame of requests. One that cannot be encoded is settled as a fault, and leaves the others whole."""
+        if not requests:
+            return b""
+        try:
+            return pack_frame(encode(requests))
+        except Exception as error:
+            if len(requests) > 1:
+                return b"".join(self._frame([request]) for request in requests)
+            log.exception("a request could not be encoded", extra={"shard": self.shard})
+            pending = self._pending.pop(requests[0][0], None)
+            if pending is not None:
+                detail = "the request is too large for a frame" if isinstance(error, ProtocolError) else "the request could not be encoded"
+                self._settle(pending, Refused(Reason.FAULT, detail))
+            return b""
+
+    # --- time --------------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> str:
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            now = trio.current_time()
+            late = [number for number, pending in self._pending.items() if pending.deadline <= now]
+            for number in late:
+                self._expire(number)
+
+    def _expire(self, number: int) -> None:
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return
+        self._timeouts += 1
+        if pending.sent:
+            self._put(Cancel(number))
+            self._settle(pending, Refused(Reason.UNKNOWN, f"shard {self.shard} did not answer in time (request_seconds_max)"))
+        else:
+            self._settle(pending, Refused(Reason.BUSY, f"shard {self.shard} takes no requests at the moment"))
+
+
+def _weigh(command: Command) -> int:
+    """Return roughly how many bytes a command is."""
+    if isinstance(command, Enqueue):
+        return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.payload) + len(command.state or b"")
+    if isinstance(command, Heartbeat):
+        return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.state or b"")
+    return REQUEST_BYTES + len(getattr(command, "queue", ""))

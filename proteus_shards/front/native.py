@@ -1,0 +1,87 @@
+"""The native routes on Quart: thin, since what a call means stands in `operations`.
+
+Each path works with and without `/v1`. A view does four things: read the body where the call has one, ask `operations` what is
+wanted, carry it to the shard, and show the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from proteus_shards import __version__
+from proteus_shards.config import Settings
+from proteus_shards.core.commands import Delivered
+from proteus_shards.front.answers import Problem, json_answer
+from proteus_shards.front.bodies import unpack_body
+from proteus_shards.front.exchange import exchange_of
+from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Parse, answer
+from proteus_shards.front.responses import response_of
+from proteus_shards.front.router import Router
+
+View = Callable[[], Awaitable[Response]]
+
+
+def add_native_routes(app: QuartTrio, router: Router, settings: Settings) -> None:
+    """Add the routes of the native API."""
+    views: list[tuple[str, str, View]] = [(method, path, _view_of(parse, router, settings)) for (method, path), parse in OPERATIONS.items()]
+    views.append(("GET", "/health", _health_view(router, settings)))
+    views.append(("GET", "/ready", _ready_view(router, settings)))
+    for method, path, view in views:
+        for prefix in PREFIXES:
+            app.add_url_rule(prefix + path, f"{method} {prefix}{path}", view, methods=[method], provide_automatic_options=False)
+    for rule in app.url_map.iter_rules():
+        # Werkzeug lets HEAD through wherever GET is. A HEAD that takes a job off its queue and shows nothing of it is a loss.
+        if rule.methods is not None and not rule.rule.endswith(("/health", "/ready")):
+            rule.methods.discard("HEAD")
+
+
+def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
+    async def view() -> Response:
+        body: bytes | Problem = b""
+        if parse in WITH_BODY:
+            arrived = cast("bytes", await request.get_data(cache=False))
+            body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_bytes_max)
+        asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)
+        if isinstance(asked, Problem):
+            return response_of(asked.answer())
+        outcome = await router.call(asked.command)
+        if type(outcome) is Delivered:
+            # No await between the two: from the link's hands straight into the exchange's.
+            exchange_of(request.scope).hold(outcome.jobs)
+        return response_of(answer(asked, outcome))
+
+    return view
+
+
+def _health_view(router: Router, settings: Settings) -> View:
+    async def view() -> Response:
+        """Answer from memory: a process that can answer is alive, whatever its shards do."""
+        shard = router.shard_statistics()
+        health = {
+            "status": "ok",
+            "version": __version__,
+            "store": shard.store if shard is not None else settings.store.partition(":")[0],
+            "durability": shard.durability if shard is not None else None,
+            "shards": settings.shards,
+        }
+        return response_of(json_answer(health))
+
+    return view
+
+
+def _ready_view(router: Router, settings: Settings) -> View:
+    async def view() -> Response:
+        """Say whether requests for every queue can be served."""
+        if router.draining:
+            return response_of(Problem(status=503, detail="the server is shutting down").answer())
+        away = router.away()
+        if away:
+            detail = f"{len(away)} of {settings.shards} shards are away: {', '.join(map(str, away))}"
+            return response_of(Problem(status=503, detail=detail, shards_away=away).answer())
+        return response_of(json_answer({"status": "ready", "shards": settings.shards}))
+
+    return view

@@ -1,0 +1,69 @@
+"""From a queue to the link of the shard that owns it, and what concerns all links at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import trio
+
+from proteus_shards.core.commands import Delivery, Next, Outcome, Refused, Statistics
+from proteus_shards.core.placement import shard_of, slot_of
+from proteus_shards.front.link import Link, LinkStatistics, OnReply
+from proteus_shards.front.operations import QueueCommand
+
+
+class Router:
+    """The links of one front, in the order of their shards."""
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        self.links = tuple(links)
+        self.draining = False
+
+    def link_of(self, queue: str) -> Link:
+        """Return the link to the shard that owns a queue."""
+        return self.links[shard_of(slot_of(queue), len(self.links))]
+
+    def submit(self, command: QueueCommand, on_reply: OnReply) -> tuple[Link, int] | Refused:
+        """Send a command to the shard of its queue; see `Link.submit`. Returns the link and the number, to abandon it by."""
+        link = self.link_of(command.queue)
+        number = link.submit(self._timely(command), on_reply)
+        return number if isinstance(number, Refused) else (link, number)
+
+    async def call(self, command: QueueCommand) -> Outcome:
+        """Send a command to the shard of its queue and wait for its outcome; see `Link.call`."""
+        return await self.link_of(command.queue).call(self._timely(command))
+
+    def undeliver(self, jobs: Sequence[Delivery]) -> None:
+        """Give back runs that surely never reached a runner."""
+        for job in jobs:
+            self.link_of(job.queue).undeliver((job,))
+
+    def drain(self) -> None:
+        """Answer every waiting poll with "no job", and from now on let none wait."""
+        self.draining = True
+        for link in self.links:
+            link.end_polls()
+
+    async def wait_settled(self) -> None:
+        """Wait, a bounded time, until no shard has anything left to tell."""
+        async with trio.open_nursery() as nursery:
+            for link in self.links:
+                nursery.start_soon(link.wait_settled)
+
+    def away(self) -> list[int]:
+        """Return the shards whose links are down."""
+        return [link.shard for link in self.links if not link.connected]
+
+    def shard_statistics(self) -> Statistics | None:
+        """Return what some shard said of itself when it was connected, or None where none has been yet."""
+        return next((link.shard_statistics for link in self.links if link.shard_statistics is not None), None)
+
+    def statistics(self) -> tuple[LinkStatistics, ...]:
+        """Return the statistics of each link."""
+        return tuple(link.statistics() for link in self.links)
+
+    def _timely(self, command: QueueCommand) -> QueueCommand:
+        if self.draining and isinstance(command, Next) and command.wait_us:
+            return msgspec.structs.replace(command, wait_us=0)
+        return command

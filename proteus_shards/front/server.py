@@ -1,0 +1,118 @@
+"""Serves an ASGI app with Hypercorn on a socket that listens already, and drains it.
+
+Hypercorn's own `worker_serve` is not used, only what it is made of (its TCP server, one per connection, and its lifespan), because:
+
+- There, an error that it did not foresee in one connection ends the whole process. Here it ends that connection, and is logged.
+- A connection is a `Connection`, which `exchange` needs, and which can be aborted when the drain is over: Hypercorn shields its
+  sends from cancellation, so a client that does not read could hold up an exit for ever.
+- A connection can be served that someone else has accepted.
+
+Drain: no new connections; idle ones are closed; each of the others ends after the answer to what it has asked; what is left after a
+time is aborted.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+
+from proteus_shards.config import Settings
+from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework, LifespanState
+
+HEAD_BYTES_MAX = 16 * 1024  # request line and headers together
+
+log = logging.getLogger("proteus_shards.front")
+
+
+def hypercorn_config(settings: Settings) -> Config:
+    """Return Hypercorn's settings."""
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("proteus_shards.front.hypercorn")
+    config.include_server_header = False
+    config.keep_alive_timeout = settings.connection_idle_seconds_max
+    config.graceful_timeout = settings.drain_seconds_max
+    config.h11_max_incomplete_size = HEAD_BYTES_MAX
+    config.h2_max_header_list_size = HEAD_BYTES_MAX
+    return config
+
+
+class Server:
+    """Serves connections. `drain` may be called at any time, and more than once."""
+
+    def __init__(self, app: ASGIFramework, settings: Settings) -> None:
+        self._settings = settings
+        self._config = hypercorn_config(settings)
+        self._app = ASGIWrapper(app)
+        self._context = WorkerContext(None)
+        self._state: LifespanState = {}
+        self._connections: set[Connection] = set()
+        self._draining = trio.Event()
+        self._one_fewer = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def drain(self) -> None:
+        """Stop accepting, and let `serve` return once all connections are done."""
+        self._draining.set()
+
+    async def serve(
+        self,
+        listener: trio.SocketListener,
+        drain_seconds_max: float,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept and serve until drained. Connections that are not done `drain_seconds_max` after `drain` are aborted."""
+        lifespan = Lifespan(self._app, self._config, self._state)
+        async with trio.open_nursery() as lifespan_nursery:
+            await lifespan_nursery.start(lifespan.handle_lifespan)
+            await lifespan.wait_for_startup()
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(partial(trio.serve_listeners, self.serve_connection, [listener], handler_nursery=connections))
+                    task_status.started()
+                    await self._draining.wait()
+                    accepting.cancel_scope.cancel()
+                await self._context.terminated.set()
+                with trio.move_on_after(drain_seconds_max) as patience:
+                    await self._wait_closed()
+                if patience.cancelled_caught:
+                    log.warning("connections were aborted at the end of the drain", extra={"connections": len(self._connections)})
+                for connection in list(self._connections):
+                    connection.abort()
+                connections.cancel_scope.cancel()
+            await lifespan.wait_for_shutdown()
+            lifespan_nursery.cancel_scope.cancel()
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """Serve one plaintext connection until its end. Raises nothing."""
+        connection = Connection(stream, self._settings.request_seconds_max)
+        self._connections.add(connection)
+        CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
+        try:
+            await TCPServer(self._app, self._config, self._context, self._state, cast("Any", connection))
+        except* Exception:
+            log.exception("a connection failed")
+        finally:
+            connection.abort()
+            self._connections.discard(connection)
+            self._one_fewer.set()
+
+    async def _wait_closed(self) -> None:
+        while self._connections:
+            self._one_fewer = trio.Event()
+            await self._one_fewer.wait()

@@ -1,0 +1,164 @@
+"""A link gives back what nobody waits for any more."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import trio
+
+from proteus_shards.core.commands import (
+    Cancel,
+    Delivered,
+    Done,
+    Enqueue,
+    Next,
+    Reason,
+    Refused,
+    Undeliver,
+)
+from proteus_shards.front.link import Link
+from tests.front.cable import ENQUEUE, POLL, SETTINGS, Cable, never, silent
+from tests.front.fake_shard import RUN_ID, delivery, obliging
+
+
+@pytest.fixture
+async def cable(tmp_path: Path, nursery: trio.Nursery) -> Cable:
+    """A link that is up."""
+    return await Cable(tmp_path, nursery).up()
+
+
+async def test_a_poll_whose_client_is_gone_is_cancelled(cable: Cable) -> None:
+    """The shard learns of it, so that it gives the next job to somebody else."""
+    with trio.CancelScope() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cable.link.call, POLL)
+            await cable.shard.wait_command(Next)
+            client.cancel()
+
+    ((number, _),) = await cable.shard.wait_command(Next)
+    assert [command for _, command in await cable.shard.wait_command(Cancel)] == [Cancel(number)]
+    assert cable.link.statistics().in_flight == 0
+
+
+async def test_a_delivery_that_comes_too_late_is_given_back(cable: Cable) -> None:
+    """Each of its jobs."""
+    number = cable.link.submit(POLL, never)
+    assert isinstance(number, int)
+    await cable.shard.wait_command(Next)
+    cable.link.abandon(number)
+
+    await cable.shard.reply((number, Delivered([delivery(job_id="a"), delivery(job_id="b")])))
+
+    given_back = [command for _, command in await cable.shard.wait_command(Undeliver, 2)]
+    assert given_back == [Undeliver("q", "a", RUN_ID), Undeliver("q", "b", RUN_ID)]
+    await cable.wait_quiet()
+    assert cable.link.statistics().undelivered == 2
+
+
+async def test_a_delivery_that_meets_the_cancellation_of_its_request_is_given_back(cable: Cable) -> None:
+    """The client goes, and in the same tick, before the waiting task runs, the job comes."""
+    cable.shard.answer = silent
+    with trio.CancelScope() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cable.link.call, POLL)
+            ((number, _),) = await cable.shard.wait_command(Next)
+            client.cancel()
+            cable.link._take_reply(number, Delivered([delivery()]))
+
+    assert [command for _, command in await cable.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
+
+
+async def test_a_delivery_that_comes_just_before_the_cancellation_reaches_its_caller(cable: Cable) -> None:
+    """The caller has it then, and answers for it."""
+    cable.shard.answer = silent
+    with trio.CancelScope() as client:
+        cable_outcome = None
+        async with trio.open_nursery() as nursery:
+
+            async def poll() -> None:
+                nonlocal cable_outcome
+                cable_outcome = await cable.link.call(POLL)
+
+            nursery.start_soon(poll)
+            ((number, _),) = await cable.shard.wait_command(Next)
+            cable.link._take_reply(number, Delivered([delivery()]))
+            client.cancel()
+
+    assert cable_outcome == Delivered([delivery()])
+    assert cable.link.statistics().undelivered == 0
+
+
+async def test_a_request_abandoned_before_it_was_sent_is_never_sent(cable: Cable) -> None:
+    """Nothing of it goes out, a cancellation included."""
+    number = cable.link.submit(POLL, never)
+    assert isinstance(number, int)
+    cable.link.abandon(number)
+    cable.link.abandon(number)
+
+    await cable.wait_quiet()
+
+    assert cable.shard.commands == []
+
+
+async def test_a_reply_that_nobody_asked_for_is_ignored(cable: Cable) -> None:
+    """The link goes on."""
+    await cable.shard.reply((12345, Done()), (12346, Delivered([])))
+
+    await cable.wait_quiet()
+
+    assert cable.link.statistics().connects == 1
+    assert cable.shard.commands == []
+
+
+async def test_a_run_that_cannot_be_given_back_is_logged(cable: Cable, caplog: pytest.LogCaptureFixture) -> None:
+    """Unless it is over already, which is as good."""
+    cable.shard.answer = lambda command: Refused(Reason.NOT_FOUND, "over") if isinstance(command, Undeliver) else obliging(command)
+    cable.link.undeliver([delivery()])
+    await cable.wait_quiet()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+    cable.shard.answer = lambda command: Refused(Reason.BUSY, "store away") if isinstance(command, Undeliver) else obliging(command)
+    cable.link.undeliver([delivery()])
+    await cable.wait_quiet()
+
+    assert [record.__dict__["error"] for record in caplog.records if record.levelno >= logging.WARNING] == ["store away"]
+
+
+async def test_a_run_is_not_given_back_over_a_link_that_is_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It waits for its timeout, and the log says so."""
+    Link(str(tmp_path / "none.sock"), 0, SETTINGS).undeliver([delivery()])
+
+    assert [record.__dict__["error"] for record in caplog.records] == ["shard 0 is away"]
+
+
+async def test_ending_the_polls_answers_them_with_no_job(cable: Cable) -> None:
+    """The shard is told; other requests are left alone; what had been delivered meanwhile goes back."""
+    cable.shard.answer = silent
+    cable.ask("poll", POLL)
+    cable.ask("other", ENQUEUE)
+    ((number, _),) = await cable.shard.wait_command(Next)
+
+    cable.link.end_polls()
+
+    assert await cable.wait_outcome("poll") == Delivered([])
+    assert "other" not in cable.outcomes
+    await cable.shard.wait_command(Cancel)
+    await cable.shard.reply((number, Delivered([delivery()])))
+    await cable.shard.wait_command(Undeliver)
+
+
+async def test_statistics_show_what_is_under_way(cable: Cable) -> None:
+    """Requests, polls and queued messages are counted."""
+    cable.shard.answer = silent
+    for _ in range(3):
+        cable.link.submit(POLL, lambda _: None)
+    cable.link.submit(ENQUEUE, lambda _: None)
+
+    queued = cable.link.statistics()
+    await cable.shard.wait_command(Enqueue)
+    sent = cable.link.statistics()
+
+    assert (queued.in_flight, queued.queued, queued.polls, queued.queued_bytes > 0) == (4, 4, 3, True)
+    assert (sent.in_flight, sent.queued, sent.polls, sent.queued_bytes) == (4, 0, 3, 0)

@@ -1,0 +1,419 @@
+"""The app on a real Hypercorn, spoken to over raw sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h11
+import pytest
+import trio
+
+from proteus_shards.config import Settings
+from proteus_shards.core.commands import Cancel, Command, Delivered, Done, Enqueue, Next, Outcome, Undeliver
+from proteus_shards.front.app import make_app
+from proteus_shards.front.connection import Connection
+from proteus_shards.front.router import Router
+from proteus_shards.front.server import Server
+from tests.front.fake_shard import PATIENCE_SECONDS, RUN_ID, FakeShard, delivery, linked, obliging
+
+SETTINGS = Settings(shards=1, body_bytes_max=100_000)
+JOB = b'{"id":"j","queue":"q","timeout":1}'
+
+
+class Reply(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """One client connection: sends raw bytes, reads answers."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.http = h11.Connection(h11.CLIENT)
+
+    async def send(self, data: bytes) -> None:
+        """Send raw bytes."""
+        await self.stream.send_all(data)
+
+    async def receive(self, method: str = "GET", *, leave_open: bool = True) -> Reply:
+        """Read one answer."""
+        self.http = h11.Connection(h11.CLIENT) if not self.http.trailing_data[0] else self.http
+        self.http.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
+        self.http.send(h11.EndOfMessage())
+        body = b""
+        head: h11.Response | None = None
+        with trio.fail_after(PATIENCE_SECONDS):
+            while True:
+                event = self.http.next_event()
+                if event is h11.NEED_DATA:
+                    self.http.receive_data(await self.stream.receive_some(65536))
+                elif isinstance(event, h11.Response):
+                    head = event
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    break
+                else:
+                    assert isinstance(event, h11.InformationalResponse), event
+        assert head is not None
+        if leave_open and self.http.their_state is h11.DONE:
+            self.http.start_next_cycle()
+        return Reply(head.status_code, {name.decode(): value.decode() for name, value in head.headers}, body)
+
+    async def ask(self, method: str, target: str, body: bytes = b"", *headers: str) -> Reply:
+        """Send a request and read its answer."""
+        head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers))
+        await self.send(head.encode() + b"\r\n" + body)
+        return await self.receive(method)
+
+    async def wait_closed(self) -> bytes:
+        """Read what is left until the server closes."""
+        rest = b""
+        with trio.fail_after(PATIENCE_SECONDS):
+            while data := await self.stream.receive_some(65536):
+                rest += data
+        return rest
+
+
+class Site:
+    """A server and the shard behind it."""
+
+    def __init__(self, server: Server, router: Router, shard: FakeShard, port: int) -> None:
+        self.server = server
+        self.router = router
+        self.shard = shard
+        self.port = port
+        self.clients: list[Client] = []
+
+    async def client(self) -> Client:
+        """Connect."""
+        client = Client(await trio.open_tcp_stream("127.0.0.1", self.port))
+        self.clients.append(client)
+        return client
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, settings: Settings = SETTINGS, answer: Callable[[Command], Outcome | None] = obliging
+) -> AsyncIterator[Site]:
+    """Serve; at the end, drain."""
+    async with linked(tmp_path, settings, answer) as (router, shards), trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        server = Server(make_app(router, settings), settings)
+        await nursery.start(server.serve, listener, settings.drain_seconds_max)
+        site = Site(server, router, shards[0], listener.socket.getsockname()[1])
+        try:
+            yield site
+        finally:
+            for client in site.clients:
+                client.stream.socket.close()
+            server.drain()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """A server with one obliging shard."""
+    async with serving(tmp_path) as site:
+        yield site
+
+
+async def test_a_connection_serves_many_requests(site: Site) -> None:
+    """Its answers have a date, and say nothing of the server."""
+    client = await site.client()
+
+    replies = [await client.ask("POST", "/enqueue", JOB) for _ in range(3)]
+
+    assert [reply.status for reply in replies] == [202, 202, 202]
+    assert {frozenset(reply.headers) for reply in replies} == {frozenset({"date", "content-length"})}
+    assert site.server.connections == 1
+
+
+async def test_no_job_has_no_length(site: Site) -> None:
+    """RFC 9110 §8.6."""
+    client = await site.client()
+
+    reply = await client.ask("GET", "/next?queue=q")
+
+    assert (reply.status, set(reply.headers)) == (204, {"date"})
+
+
+async def test_a_head_takes_no_job_off_a_queue(site: Site) -> None:
+    """It is 405, and HEAD on health is fine."""
+    site.shard.answer = lambda _: Delivered([delivery()])
+    client = await site.client()
+
+    head = await client.ask("HEAD", "/next?queue=q")
+    health = await client.ask("HEAD", "/health")
+
+    assert (head.status, head.headers["allow"], head.body) == (405, "GET", b"")
+    assert (health.status, health.body) == (200, b"")
+    assert site.shard.commands == []
+
+
+@pytest.mark.parametrize("target", ["//next?queue=q", "/v1//next?queue=q", "/next/?queue=q", "/nothing", "/%ff", "/next%00"])
+async def test_an_unknown_path_is_404(target: str, site: Site) -> None:
+    """And never a redirect."""
+    client = await site.client()
+
+    reply = await client.ask("GET", target)
+
+    assert (reply.status, reply.headers["content-type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://x/next?queue=q", 204),
+        ("HTTP://x:80/next?queue=q", 204),
+        ("http://x", 404),
+        ("*", 400),
+        ("?queue=q", 400),
+        ("next?queue=q", 400),
+        ("http://[::1", 404),
+        ("ftp://x/next", 400),
+        ("http:///next?queue=q", 204),
+        ("/%6Eext?queue=q", 204),
+    ],
+)
+async def test_a_request_target_is_a_path_or_absolute(target: str, status: int, site: Site) -> None:
+    """Other targets are refused, and none is a fault."""
+    client = await site.client()
+
+    assert (await client.ask("GET", target)).status == status
+
+
+async def test_a_body_of_a_length_over_the_limit_is_refused_before_it_comes(site: Site) -> None:
+    """The answer does not wait for it, and the connection closes."""
+    client = await site.client()
+    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: 100001\r\n\r\n")
+
+    reply = await client.receive()
+
+    assert (reply.status, reply.headers["connection"]) == (413, "close")
+    assert json.loads(reply.body)["field"] == "body"
+    assert await client.wait_closed() == b""
+
+
+async def test_a_client_that_sends_a_body_over_the_limit_can_read_the_answer(site: Site) -> None:
+    """Though it reads only after it has sent all, which is many times the limit."""
+    client = await site.client()
+    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(30):
+        await client.send(b"186a0\r\n" + b" " * 100_000 + b"\r\n")
+    await client.send(b"0\r\n\r\n")
+
+    reply = await client.receive()
+
+    assert reply.status == 413
+    assert await client.wait_closed() == b""
+    assert site.shard.commands == []
+
+
+async def test_a_chunked_body_within_the_limit_is_taken(site: Site) -> None:
+    """However it is cut."""
+    client = await site.client()
+    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    for byte in JOB:
+        await client.send(b"1\r\n" + bytes([byte]) + b"\r\n")
+    await client.send(b"0\r\n\r\n")
+
+    assert (await client.receive()).status == 202
+    assert (await client.ask("POST", "/enqueue", JOB)).status == 202
+
+
+async def test_a_gzip_bomb_is_refused(site: Site) -> None:
+    """At the limit, in one piece, with the connection kept."""
+    client = await site.client()
+
+    bomb = await client.ask("POST", "/enqueue", gzip.compress(b" " * 50_000_000), "content-encoding: gzip")
+    honest = await client.ask("POST", "/enqueue", gzip.compress(JOB), "content-encoding: gzip")
+
+    assert (bomb.status, honest.status) == (413, 202)
+
+
+async def test_a_refused_request_leaves_the_connection_usable(site: Site) -> None:
+    """Where its whole body had come."""
+    client = await site.client()
+
+    statuses = [
+        (await client.ask("POST", "/enqueue", b"{")).status,
+        (await client.ask("GET", "/nothing", b"x")).status,
+        (await client.ask("PUT", "/next", b"x")).status,
+        (await client.ask("POST", "/enqueue", JOB)).status,
+    ]
+
+    assert statuses == [422, 404, 405, 202]
+
+
+async def test_a_client_that_leaves_while_its_next_waits_gives_its_job_back(site: Site) -> None:
+    """The poll is cancelled; a delivery that was on its way is undone."""
+    client = await site.client()
+    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: x\r\n\r\n")
+    ((number, _),) = await site.shard.wait_command(Next)
+
+    await client.stream.aclose()
+
+    assert [command for _, command in await site.shard.wait_command(Cancel)] == [Cancel(number)]
+    await site.shard.reply((number, Delivered([delivery()])))
+    assert [command for _, command in await site.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
+
+
+async def test_a_client_that_stops_reading_in_the_middle_of_its_job_gives_it_back(site: Site) -> None:
+    """It closes while the socket is full: the last byte of the answer never left."""
+    site.shard.answer = lambda command: Delivered([delivery(payload=b"1" * 30_000_000)]) if isinstance(command, Next) else obliging(command)
+    client = await site.client()
+    await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+    await client.stream.receive_some(1000)
+    assert [command for command in site.shard.commands if isinstance(command, Undeliver)] == []
+
+    await client.stream.aclose()
+
+    assert [command for _, command in await site.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
+
+
+async def test_a_job_that_was_sent_is_not_given_back(site: Site) -> None:
+    """Whatever the client does after it, since it may have it."""
+    site.shard.answer = lambda command: (
+        Delivered([delivery(payload=b'"' + b"1" * 300_000 + b'"')]) if isinstance(command, Next) else obliging(command)
+    )
+    client = await site.client()
+
+    reply = await client.ask("GET", "/next?queue=q")
+    await client.stream.aclose()
+    await site.router.wait_settled()
+
+    assert (reply.status, json.loads(reply.body)["id"]) == (200, "a")
+    assert [type(command) for command in site.shard.commands] == [Next]
+
+
+async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
+    """After a time, and its job goes back."""
+    settings = Settings(shards=1, request_seconds_max=0.3)
+    async with serving(tmp_path, settings) as site:
+        site.shard.answer = lambda command: (
+            Delivered([delivery(payload=b"1" * 30_000_000)]) if isinstance(command, Next) else obliging(command)
+        )
+        client = await site.client()
+        await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+
+        assert [command for _, command in await site.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
+        await client.stream.aclose()
+
+
+async def test_a_body_that_does_not_come_is_408(tmp_path: Path) -> None:
+    """And the connection closes."""
+    async with serving(tmp_path, Settings(shards=1, request_seconds_max=0.05)) as site:
+        client = await site.client()
+        await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n{")
+
+        reply = await client.receive()
+
+        assert (reply.status, json.loads(reply.body)["retryable"]) == (408, True)
+        assert await client.wait_closed() == b""
+        await client.stream.aclose()
+
+
+async def test_an_idle_connection_is_closed(tmp_path: Path) -> None:
+    """After connection_idle_seconds_max."""
+    async with serving(tmp_path, Settings(shards=1, connection_idle_seconds_max=0.05)) as site:
+        client = await site.client()
+        assert (await client.ask("GET", "/health")).status == 200
+
+        assert await client.wait_closed() == b""
+        await client.stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00" * 100,
+        b"GET /health\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /" + b"x" * 100_000,
+        b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 10_000,
+        b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: !\r\n\r\n",
+        b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
+    ],
+)
+async def test_garbage_ends_its_own_connection_only(garbage: bytes, site: Site) -> None:
+    """Another client is served as before, and no shard hears of it."""
+    good = await site.client()
+    bad = await site.client()
+    await bad.send(garbage)
+    await bad.stream.send_eof()
+
+    with trio.move_on_after(PATIENCE_SECONDS) as patience:
+        with contextlib.suppress(trio.BrokenResourceError):  # a reset closes as well
+            await bad.wait_closed()
+
+    assert not patience.cancelled_caught
+    assert (await good.ask("POST", "/enqueue", JOB)).status == 202
+    assert [type(command) for command in site.shard.commands] == [Enqueue]
+
+
+async def test_a_fault_in_a_connection_is_logged_and_ends_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server goes on."""
+
+    async def fail(*_: object) -> bytes:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "receive_some", fail)
+        bad = await site.client()
+        assert await bad.wait_closed() == b""
+    good = await site.client()
+
+    assert (await good.ask("GET", "/health")).status == 200
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["a connection failed"]
+
+
+async def test_a_drain_finishes_what_is_under_way(tmp_path: Path) -> None:
+    """Idle connections close at once, a request is answered first, and no new connection is taken."""
+    async with serving(tmp_path) as site:
+        site.shard.answer = lambda command: None if isinstance(command, Enqueue) else obliging(command)
+        idle, busy = await site.client(), await site.client()
+        assert (await idle.ask("GET", "/health")).status == 200
+        await busy.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB)
+        ((number, _),) = await site.shard.wait_command(Enqueue)
+
+        site.server.drain()
+
+        assert await idle.wait_closed() == b""
+        with pytest.raises(OSError, match=r"refused|all attempts"):
+            await site.client()
+        await site.shard.reply((number, Done()))
+        assert (await busy.receive(leave_open=False)).status == 202
+        assert await busy.wait_closed() == b""
+
+
+async def test_a_drain_aborts_what_does_not_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Even a client that reads nothing."""
+    async with serving(tmp_path, Settings(shards=1, drain_seconds_max=0.1)) as site:
+        site.shard.answer = lambda command: (
+            Delivered([delivery(payload=b"1" * 30_000_000)]) if isinstance(command, Next) else obliging(command)
+        )
+        client = await site.client()
+        await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.stream.receive_some(1)
+
+        site.server.drain()
+
+        assert [command for _, command in await site.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
+    assert ["connections were aborted" in record.getMessage() for record in caplog.records] == [True]
