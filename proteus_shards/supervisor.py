@@ -336,7 +336,11 @@ class Supervisor:
 
 def run(settings: Settings) -> int:
     """Run a server until it is told to stop, and return the exit code. Raises `StartError`."""
-    return trio.run(supervise, settings)
+    try:
+        return trio.run(supervise, settings)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # all is done: an impatient third one must not change the exit code
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def supervise(settings: Settings, programs: Programs | None = None, write: Callable[[str], None] | None = None) -> int:

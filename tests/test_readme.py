@@ -136,7 +136,9 @@ def test_the_readme_has_two_commands_and_ci_runs_the_second() -> None:
 def test_the_first_command_installs_and_runs_a_server(tmp_path: Path) -> None:
     """In a copy of the sources, without anything else that this machine has; every file of the package is installed."""
     clone = tmp_path / "clone"
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".tox", ".venv", "__pycache__", "*_cache", "proteus-data", "dist"))
+    shutil.copytree(
+        ROOT, clone, ignore=shutil.ignore_patterns(".git", ".hypothesis", ".tox", ".venv", "__pycache__", "*_cache", "proteus-data", "dist")
+    )
     environ = {name: value for name, value in server_environ({"PROTEUS_PORT": "0"}).items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     log_path = tmp_path / "log"
     with log_path.open("wb") as log:

@@ -208,7 +208,7 @@ class Holdings:
 
     def _order_dead(self) -> None:
         """Put dead letters in the order of their deaths."""
-        graves = [grave for grave in self._graves if letter_of(grave) is not None]
+        graves = dict.fromkeys(grave for grave in self._graves if letter_of(grave) is not None)
         self._graves = deque(sorted(graves, key=lambda grave: grave[0]))
         for _, queue, seq in self._graves:
             queue.dead.move_to_end(seq)

@@ -43,11 +43,13 @@ def main() -> None:
     try:
         listening = socket.socket(fileno=boot.listen_fd)
         listening.setblocking(False)
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-    except (OSError, ValueError) as error:
-        report(Failed(f"descriptor {boot.listen_fd} is no socket that listens: {error}", final=True))
+        listens = bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except (OSError, ValueError):
+        listens = False
+    if not listens:
+        report(Failed(f"descriptor {boot.listen_fd} is no socket that listens", final=True))
         sys.exit(1)
-    trio.run(serve, boot, listener)
+    trio.run(serve, boot, listening)
 
 
 def read_boot() -> FrontBoot:
@@ -73,12 +75,12 @@ def report(message: Ready | Failed) -> None:
         log.warning("the supervisor is gone")
 
 
-async def serve(boot: FrontBoot, listener: trio.SocketListener) -> None:
+async def serve(boot: FrontBoot, listener: socket.socket) -> None:
     """Serve until drained."""
     settings = boot.settings
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     router = Router(links)
-    server = Server(make_app(router, settings), settings)
+    server = Server(make_app(router, settings), router, settings)
     server_drain_seconds = max(settings.drain_seconds_max - 2 * SETTLE_SECONDS_MAX, settings.drain_seconds_max / 2)
 
     def drain(reason: str) -> None:

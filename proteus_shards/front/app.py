@@ -17,7 +17,6 @@ Decisions:
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -32,6 +31,7 @@ from proteus_shards.config import Settings
 from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.exchange import SCOPE_KEY, Exchange
+from proteus_shards.front.http1 import origin_form
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
@@ -45,7 +45,6 @@ RECEIVE_TICKS = 4
 
 _NOTHING_HERE = Problem(status=404, detail="there is nothing at this path")
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
-_ORIGIN = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 
 
 def make_app(router: Router, settings: Settings) -> QuartTrio:
@@ -126,10 +125,10 @@ class _Gate:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await exchange.send(message)
 
-        path = _path_of(scope["path"])
+        path = _path_of(scope)
         try:
             if path is None:
-                await _send(watched_send, Problem(status=400, detail="the request target must be a path").answer())
+                await _send(watched_send, Problem(status=400, detail="the target of the request is not on this host").answer())
             elif path.startswith("//"):  # Werkzeug would take it for a path with one slash
                 await _send(watched_send, _NOTHING_HERE.answer())
             else:
@@ -142,14 +141,14 @@ class _Gate:
             exchange.settle()
 
 
-def _path_of(target: str) -> str | None:
-    """Return the path of a request target in origin form, or in the absolute form that RFC 9112 §3.2.2 asks servers to take."""
-    if not target.startswith("/"):
-        origin = _ORIGIN.match(target)
-        if origin is None:
-            return None
-        target = target[origin.end() :] or "/"
-    return target if target.startswith("/") else None
+def _path_of(scope: Any) -> str | None:
+    """Return the path of a request target in origin form, or in absolute form where that names this host."""
+    target: str = scope["path"]
+    if target.startswith("/"):
+        return target
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    relative = origin_form(target.encode(), host)
+    return relative.decode() if relative is not None else None
 
 
 async def _send(send: Callable[[Any], Awaitable[None]], answer: Answer) -> None:

@@ -23,14 +23,18 @@ RECEIVE_BYTES = 64 * 1024
 
 
 class Connection(trio.abc.HalfCloseableStream):
-    """A socket stream as Hypercorn sees it. `stall_seconds_max`: how long the client may take over 64 KiB of an answer."""
+    """A socket stream as Hypercorn sees it. `stall_seconds_max`: how long the client may take over 64 KiB of an answer.
 
-    def __init__(self, stream: trio.SocketStream, stall_seconds_max: float) -> None:
+    `unread` are bytes that someone else has read from the socket, and that come first.
+    """
+
+    def __init__(self, stream: trio.SocketStream, stall_seconds_max: float, unread: bytes = b"") -> None:
         self.socket = stream.socket  # Hypercorn asks it for the addresses
         self.sent_bytes = 0
         self.broken = False  # a send failed, or the connection was aborted
         self._stream = stream
         self._stall_seconds_max = stall_seconds_max
+        self._unread = unread
         self._finishing = False
         self._reading = False
         self._ended = trio.Event()
@@ -61,6 +65,11 @@ class Connection(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Return what the client sends next; after the last answer, discard it and return only at its end."""
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            first = self._unread[:max_bytes]
+            self._unread = self._unread[len(first) :]
+            return first
         if self._reading:
             await self._ended.wait()
             return b""

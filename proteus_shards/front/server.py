@@ -1,4 +1,4 @@
-"""Serves an ASGI app with Hypercorn on a socket that listens already, and drains it.
+"""Serves a front's HTTP on a socket that listens already, and drains it: the fast lane first, and an ASGI app on Hypercorn behind it.
 
 Hypercorn's own `worker_serve` is not used, only what it is made of (its TCP server, one per connection, and its lifespan), because:
 
@@ -14,6 +14,8 @@ time is aborted.
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +28,8 @@ from hypercorn.trio.worker_context import WorkerContext
 
 from proteus_shards.config import Settings
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
+from proteus_shards.front.lane import Lane
+from proteus_shards.front.router import Router
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, LifespanState
@@ -51,8 +55,9 @@ def hypercorn_config(settings: Settings) -> Config:
 class Server:
     """Serves connections. `drain` may be called at any time, and more than once."""
 
-    def __init__(self, app: ASGIFramework, settings: Settings) -> None:
+    def __init__(self, app: ASGIFramework, router: Router, settings: Settings) -> None:
         self._settings = settings
+        self._router = router
         self._config = hypercorn_config(settings)
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
@@ -60,11 +65,12 @@ class Server:
         self._connections: set[Connection] = set()
         self._draining = trio.Event()
         self._one_fewer = trio.Event()
+        self._lane: Lane | None = None
 
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._connections)
+        return len(self._connections) + (self._lane.statistics().connections if self._lane is not None else 0)
 
     def drain(self) -> None:
         """Stop accepting, and let `serve` return once all connections are done."""
@@ -72,7 +78,7 @@ class Server:
 
     async def serve(
         self,
-        listener: trio.SocketListener,
+        listener: socket.socket,
         drain_seconds_max: float,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -82,11 +88,10 @@ class Server:
             await lifespan_nursery.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
             async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(partial(trio.serve_listeners, self.serve_connection, [listener], handler_nursery=connections))
-                    task_status.started()
-                    await self._draining.wait()
-                    accepting.cancel_scope.cancel()
+                if self._settings.fast_lane:
+                    await self._serve_lane(listener, connections, task_status)
+                else:
+                    await self._serve_directly(listener, connections, task_status)
                 await self._context.terminated.set()
                 with trio.move_on_after(drain_seconds_max) as patience:
                     await self._wait_closed()
@@ -94,13 +99,37 @@ class Server:
                     log.warning("connections were aborted at the end of the drain", extra={"connections": len(self._connections)})
                 for connection in list(self._connections):
                     connection.abort()
-                connections.cancel_scope.cancel()
+                connections.cancel_scope.cancel()  # the lane ends with it
             await lifespan.wait_for_shutdown()
             lifespan_nursery.cancel_scope.cancel()
 
-    async def serve_connection(self, stream: trio.SocketStream) -> None:
-        """Serve one plaintext connection until its end. Raises nothing."""
-        connection = Connection(stream, self._settings.request_seconds_max)
+    async def _serve_lane(self, listener: socket.socket, connections: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        def hand_over(sock: socket.socket, unread: bytes, ended: Callable[[], None]) -> None:
+            connections.start_soon(self._serve_handed_over, sock, unread, ended)
+
+        lane = self._lane = Lane(listener, self._router, self._settings, hand_over)
+        connections.start_soon(lane.run)
+        task_status.started()
+        await self._draining.wait()
+        lane.stop()
+
+    async def _serve_handed_over(self, sock: socket.socket, unread: bytes, ended: Callable[[], None]) -> None:
+        try:
+            await self.serve_connection(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), unread)
+        finally:
+            ended()
+
+    async def _serve_directly(self, listener: socket.socket, connections: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(partial(trio.serve_listeners, self.serve_connection, [listening], handler_nursery=connections))
+            task_status.started()
+            await self._draining.wait()
+            accepting.cancel_scope.cancel()
+
+    async def serve_connection(self, stream: trio.SocketStream, unread: bytes = b"") -> None:
+        """Serve one plaintext connection until its end, with bytes that were read from it before. Raises nothing."""
+        connection = Connection(stream, self._settings.request_seconds_max, unread)
         self._connections.add(connection)
         CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
         try:
@@ -113,6 +142,8 @@ class Server:
             self._one_fewer.set()
 
     async def _wait_closed(self) -> None:
+        if self._lane is not None:
+            await self._lane.wait_empty()
         while self._connections:
             self._one_fewer = trio.Event()
             await self._one_fewer.wait()

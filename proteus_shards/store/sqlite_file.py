@@ -120,8 +120,8 @@ def create_file(path: Path, meta: Meta) -> None:
         db = _connect(path)
         try:
             _run(db, "configure")
-            _run(db, "configure_new")
             db.execute(query("sync_never"))
+            _run(db, "configure_new")
             _use_write_ahead_log(db, path)
             _migrate(db, path, 0)
             db.execute(query("write_meta"), (meta.epoch, meta.shard, meta.shards, meta.generation))

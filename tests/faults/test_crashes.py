@@ -69,7 +69,14 @@ class Producer(threading.Thread):
         """Enqueue until told to stop."""
         number = 0
         while not self._stop_event.is_set():
-            job = {"id": str(number), "queue": self.queue, "timeout": self._timeout, "persist_data": True, "max_retries": 50, "payload": number}
+            job = {
+                "id": str(number),
+                "queue": self.queue,
+                "timeout": self._timeout,
+                "persist_data": True,
+                "max_retries": 50,
+                "payload": number,
+            }
             status, _ = self.client.ask("POST", "/v1/enqueue", job)
             self.statuses[status] += 1
             if status == 202:
@@ -226,5 +233,3 @@ def test_completed_jobs_stay_completed_while_shards_die(start_server: StartServe
         assert set(producer.acked) <= {number for number, _ in runner.delivered}
         assert len(set(runner.delivered)) == len(runner.delivered), "two runs of one attempt"
         assert max(attempts) <= 51
-
-

@@ -22,7 +22,7 @@ class ScriptedStore:
     kind = "scripted"
     durability = Durability.MACHINE
     keeps = True
-    row_bytes_max = None
+    row_bytes_max: int | None = None
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], Row] = {}
@@ -39,7 +39,8 @@ class ScriptedStore:
         return self.epoch
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
-        yield sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
+        rows: list[Row] = sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
+        yield rows
 
     async def commit(self, batch: Batch) -> None:
         self.batches.append(batch)

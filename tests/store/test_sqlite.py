@@ -27,7 +27,7 @@ class SqliteBacking:
     """A folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = SqliteUrl(folder)
+        self.url = SqliteUrl(folder, synchronous="normal")  # what is tested here does not depend on it, and is sooner done
         prepare(self.url, 1)
 
     def store(self, shard: int = 0, shards: int = 1) -> SqliteStore:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proteus_shards.core.model import Row, Status
@@ -78,7 +78,7 @@ def files(folder: Path) -> set[str]:
 # --- moving ------------------------------------------------------------------------------------------------------
 
 
-@examples
+@settings(examples, max_examples=12)
 @given(
     queues=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.sampled_from([2, 4]), st.sampled_from([5, 3000])), max_size=60),
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=2),

@@ -1,0 +1,68 @@
+"""One connection of the fast lane, and the places of its answers: plain state, all decisions are the lane's."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+from proteus_shards.core.commands import Delivery
+from proteus_shards.front.http1 import Need, RequestReader
+from proteus_shards.front.link import Link
+from proteus_shards.front.poller import READ
+
+
+class Slot:
+    """The place of one answer in its connection's order."""
+
+    __slots__ = ("client", "data", "jobs", "keep_alive", "link", "number", "request_http10")
+
+    def __init__(self, client: Caller, *, keep_alive: bool, http10: bool) -> None:
+        self.client = client
+        self.keep_alive = keep_alive
+        self.request_http10 = http10
+        self.data: bytes | None = None
+        self.jobs: Sequence[Delivery] = ()
+        self.link: Link | None = None  # set for a `next`, so that it can be abandoned
+        self.number = 0
+
+
+class Caller:
+    """One connection."""
+
+    __slots__ = (
+        "closing",
+        "deadline",
+        "ended",
+        "events",
+        "fd",
+        "handover",
+        "jobs",
+        "line",
+        "lingered",
+        "lingering",
+        "open",
+        "out",
+        "phase",
+        "reader",
+        "requests",
+        "sock",
+    )
+
+    def __init__(self, sock: socket.socket, reader: RequestReader, deadline: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.reader = reader
+        self.line: deque[Slot] = deque()
+        self.out = b""  # answers that the kernel has not taken yet
+        self.jobs: list[Delivery] = []  # those in `out`
+        self.events = READ
+        self.phase: Need | None = Need.NOTHING  # None: answers are awaited or being sent
+        self.deadline = deadline
+        self.requests = 0
+        self.open = True
+        self.closing = False  # no request after those in line, close when all is out
+        self.ended = False  # the client has shut down its sending side
+        self.handover: bytes | None = None  # unread bytes for another server, once all is out
+        self.lingering = False  # all is out; what the client still sends is thrown away
+        self.lingered = 0

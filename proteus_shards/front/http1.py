@@ -1,0 +1,387 @@
+"""HTTP/1.1 for the fast lane, without any I/O: bytes in, requests out, answers to bytes.
+
+`RequestReader` is fed what a connection sends and gives back whole requests, in order. It is strict where parsers have been known to disagree,
+because a proxy in front may read the same bytes: whatever is malformed, ambiguous or over a limit becomes one `Fault`, after
+which the connection says no more. httptools (llhttp) parses each head and refuses most of that; what it lets pass (a second or a missing
+Host, HTTP/2.0 in a request line, Transfer-Encoding in HTTP/1.0, a fragment, a target of another host, white space in the
+request line) is refused here. Framing is done here too, since only who knows where a request begins can hand the connection over:
+
+- A head is fed to the parser only once its last byte has come. Most arrive in one piece, so nothing is scanned twice.
+- Bodies with a length are cut out, chunked ones decoded by the letter: chunk extensions and trailers are refused, as no
+  client of this API has a reason to send them, and many attacks have.
+- A request that the lane does not serve becomes a `Handover` with all bytes from its first one on. Nothing is served after it.
+
+Limits: head bytes and fields (431), target (414), body (413). The reader holds at most a head, or a body within its limit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from enum import Enum
+from http import HTTPStatus
+from typing import TypeAlias
+
+import httptools
+import msgspec
+
+from proteus_shards.front.answers import Answer, Problem
+from proteus_shards.front.bodies import too_large
+
+PREFACE = b"PRI * HTTP/2.0\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CHUNK_HEAD_BYTES_MAX = 16
+
+_REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [^ \t]+ HTTP/1\.[01]\r\n")
+_ORIGIN = re.compile(rb"(?i:https?)://([^/?#]*)(.*)")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+
+
+class HttpLimits(msgspec.Struct, frozen=True):
+    """The limits of one request; each is a setting of the same name."""
+
+    header_bytes_max: int
+    headers_max: int
+    url_bytes_max: int
+    body_bytes_max: int
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One whole request. `body` is as it came, before any content coding is undone."""
+
+    method: str
+    path: bytes
+    query: bytes
+    body: bytes
+    content_encoding: str | None
+    keep_alive: bool
+    http10: bool
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """The connection broke a rule: answer with the problem and close."""
+
+    problem: Problem
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """The connection goes to another server, with these bytes, which nobody has answered yet."""
+
+    unread: bytes
+
+
+class Need(Enum):
+    """What the reader waits for before it can go on."""
+
+    HEAD = "more of a head"
+    BODY = "more of a body"
+    CONTINUE = "more of a body, and the client waits to be told to send it"
+    NOTHING = "nothing: a request has not begun"
+
+
+Item: TypeAlias = Request | Fault | Handover | Need
+Serves: TypeAlias = Callable[[str, bytes], bool]
+
+
+class _Head(msgspec.Struct, gc=False):
+    method: str
+    path: bytes
+    query: bytes
+    length: int  # -1: chunked
+    content_encoding: str | None
+    keep_alive: bool
+    http10: bool
+    expects: bool
+
+
+class _Fields:
+    """Collects what httptools reports of one head."""
+
+    __slots__ = ("fields", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        """Take (a part of) the target."""
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one field."""
+        self.fields.append((name, value))
+
+
+class RequestReader:
+    """Reads the requests of one connection. `serves` says of a method and a raw path whether the lane answers it."""
+
+    def __init__(self, limits: HttpLimits, serves: Serves) -> None:
+        self._limits = limits
+        self._serves = serves
+        self._buffer = b""
+        self._head: _Head | None = None
+        self._body = bytearray()
+        self._body_left = 0  # of the body, or of the current chunk and its line end
+        self._chunk_end = False
+        self._told = False
+        self._first = True
+        self._over = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the connection."""
+        self._buffer = self._buffer + data if self._buffer else data
+
+    def unread(self) -> int:
+        """Return how many bytes are held and not understood yet."""
+        return len(self._buffer)
+
+    def next(self) -> Item:
+        """Return the next request, or what stands in its way. After a `Fault` or a `Handover` nothing follows."""
+        if self._over:
+            return Need.NOTHING
+        if self._head is None:
+            item = self._read_head()
+            if item is not None:
+                self._over = not isinstance(item, Need)
+                return item
+        item = self._read_chunks() if self._head is not None and self._head.length < 0 else self._read_body()
+        self._over = isinstance(item, Fault)
+        return item
+
+    # --- heads -------------------------------------------------------------------------------------------------
+
+    def _read_head(self) -> Item | None:
+        """Read one head into `_head`. Returns None then, and otherwise what to do instead."""
+        buffer = self._buffer
+        if not buffer:
+            return Need.NOTHING
+        end = buffer.find(b"\r\n\r\n") + 4
+        limits = self._limits
+        if end < 4:
+            if self._first and PREFACE.startswith(buffer[: len(PREFACE)]):
+                return Need.HEAD
+            return self._look_at_beginning(buffer)
+        if end > limits.header_bytes_max:
+            return _fault(431, f"the head of the request is larger than {limits.header_bytes_max} bytes (header_bytes_max)")
+        if self._first and buffer.startswith(PREFACE):
+            return Handover(buffer)
+        self._first = False
+        raw = buffer[:end]
+        head = self._parse(raw)
+        if not isinstance(head, _Head):
+            return head
+        if not self._serves(head.method, head.path):
+            return Handover(buffer)
+        if head.length > limits.body_bytes_max:
+            return Fault(too_large(limits.body_bytes_max))
+        self._buffer = buffer[end:]
+        self._head = head
+        self._body_left = max(0, head.length)
+        self._told = not head.expects
+        return None
+
+    def _look_at_beginning(self, buffer: bytes) -> Item:
+        """Refuse a head that can't come right any more before it is whole."""
+        limits = self._limits
+        line_end = buffer.find(b"\n")
+        if line_end >= 0 and _REQUEST_LINE.match(buffer) is None and not (self._first and buffer.startswith(PREFACE)):
+            return _fault(400, "the request line is malformed")
+        if (line_end if line_end >= 0 else len(buffer)) > limits.url_bytes_max + 32:
+            return _fault(414, f"the target of the request is longer than {limits.url_bytes_max} bytes (url_bytes_max)")
+        if len(buffer) > limits.header_bytes_max:
+            return _fault(431, f"the head of the request is larger than {limits.header_bytes_max} bytes (header_bytes_max)")
+        if b"\n\n" in buffer or b"\x00" in buffer:
+            return _fault(400, "the head of the request is malformed")
+        return Need.HEAD
+
+    def _parse(self, raw: bytes) -> _Head | Fault | Handover:
+        if _REQUEST_LINE.match(raw) is None:
+            return _fault(400, "the request line is malformed")
+        seen = _Fields()
+        parser = httptools.HttpRequestParser(seen)
+        upgrade = False
+        try:
+            parser.feed_data(raw)
+        except httptools.HttpParserUpgrade:
+            upgrade = True
+        except httptools.HttpParserError as error:
+            return _fault(400, f"the head of the request is malformed: {error}")
+        method = parser.get_method().decode("ascii")
+        if method == "CONNECT":
+            return _fault(405, "this server is no proxy")
+        limits = self._limits
+        if len(seen.fields) > limits.headers_max:
+            return _fault(431, f"the request has more than {limits.headers_max} header fields (headers_max)")
+        if len(seen.url) > limits.url_bytes_max:
+            return _fault(414, f"the target of the request is longer than {limits.url_bytes_max} bytes (url_bytes_max)")
+        return self._understand(method, seen, http10=raw[: raw.index(b"\r\n")].endswith(b"1.0"), upgrade=upgrade)
+
+    def _understand(self, method: str, seen: _Fields, *, http10: bool, upgrade: bool) -> _Head | Fault | Handover:
+        length, chunked, hosts = 0, False, 0
+        host = connection = b""
+        encoding: str | None = None
+        expects = False
+        for name, value in seen.fields:
+            match name.lower():
+                case b"host":
+                    host, hosts = value, hosts + 1
+                case b"content-length":
+                    if _LENGTH.fullmatch(value) is None:
+                        return _fault(400, "content-length: must be a number of bytes")
+                    length = int(value)
+                case b"transfer-encoding":
+                    if http10 or value.lower() != b"chunked":
+                        return _fault(400, "transfer-encoding: must be chunked, and not in HTTP/1.0")
+                    chunked = True
+                case b"connection":
+                    connection += b"," + value.lower()
+                case b"content-encoding":
+                    encoding = value.decode("latin-1") if encoding is None else f"{encoding}, {value.decode('latin-1')}"
+                case b"expect":
+                    if value.lower() != b"100-continue":
+                        return _fault(417, "expect: must be 100-continue")
+                    expects = not http10
+        if hosts > 1 or (hosts == 0 and not http10):
+            return _fault(400, "host: must be given exactly once")
+        target = seen.url
+        if not target.startswith(b"/"):
+            if target == b"*":
+                return Handover(self._buffer)
+            relative = origin_form(target, host)
+            if relative is None:
+                return _fault(400, "the target of the request is not on this host")
+            target = relative
+        if b"#" in target:
+            return _fault(400, "the target of the request has a fragment")
+        if upgrade:
+            return Handover(self._buffer)
+        path, _, query = target.partition(b"?")
+        options = {option.strip() for option in connection.split(b",")} if connection else frozenset()
+        keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
+        return _Head(method, path, query, -1 if chunked else length, encoding, keep_alive, http10, expects)
+
+    # --- bodies ------------------------------------------------------------------------------------------------
+
+    def _read_body(self) -> Item:
+        left = self._body_left
+        buffer = self._buffer
+        if left and not self._body and len(buffer) >= left:  # all of it is here, and nothing was before
+            self._buffer = buffer[left:]
+            return self._finish(buffer[:left])
+        if left:
+            self._body += buffer[:left]
+            self._body_left = left - min(left, len(buffer))
+            self._buffer = buffer[left:]
+            if self._body_left:
+                return self._wait_for_body()
+        return self._finish(bytes(self._body))
+
+    def _read_chunks(self) -> Item:
+        while True:
+            buffer = self._buffer
+            if self._body_left:  # data of a chunk
+                piece = buffer[: self._body_left]
+                self._body += piece
+                self._body_left -= len(piece)
+                self._buffer = buffer[len(piece) :]
+                if self._body_left:
+                    return self._wait_for_body()
+                self._chunk_end = True
+            elif self._chunk_end:
+                if len(buffer) < 2:
+                    return self._wait_for_body() if b"\r\n".startswith(buffer) else _fault(400, "a chunk of the body is malformed")
+                if buffer[:2] != b"\r\n":
+                    return _fault(400, "a chunk of the body is malformed")
+                self._buffer = buffer[2:]
+                self._chunk_end = False
+            else:
+                size = self._chunk_size(buffer)
+                if not isinstance(size, int):
+                    return size
+                if size == 0:
+                    return self._finish_chunks()
+                if len(self._body) + size > self._limits.body_bytes_max:
+                    return Fault(too_large(self._limits.body_bytes_max))
+                self._body_left = size
+
+    def _chunk_size(self, buffer: bytes) -> int | Item:
+        end = buffer.find(b"\r\n", 0, CHUNK_HEAD_BYTES_MAX)
+        if end < 0:
+            head = buffer[:-1] if buffer.endswith(b"\r") else buffer
+            if len(buffer) >= CHUNK_HEAD_BYTES_MAX or (head and _CHUNK_SIZE.fullmatch(head) is None) or buffer == b"\r":
+                return _fault(400, "a chunk of the body is malformed")
+            return self._wait_for_body()
+        if _CHUNK_SIZE.fullmatch(buffer, 0, end) is None:
+            return _fault(400, "a chunk of the body is malformed, or has extensions")
+        size = int(buffer[:end], 16)
+        if size:
+            self._buffer = buffer[end + 2 :]
+        return size
+
+    def _finish_chunks(self) -> Item:
+        """Read the last chunk (`0`), which is still in the buffer, and the empty trailer behind it."""
+        end = self._buffer.find(b"\r\n") + 2
+        tail = self._buffer[end : end + 2]
+        if tail == b"\r\n":
+            self._buffer = self._buffer[end + 2 :]
+            return self._finish(bytes(self._body))
+        if b"\r\n".startswith(tail):
+            return self._wait_for_body()
+        return _fault(400, "the body has trailer fields")
+
+    def _wait_for_body(self) -> Need:
+        if not self._told and not self._body and not self._buffer:
+            self._told = True
+            return Need.CONTINUE
+        return Need.BODY
+
+    def _finish(self, body: bytes) -> Request:
+        head = self._head
+        assert head is not None
+        self._head = None
+        self._chunk_end = False
+        if self._body:
+            self._body = bytearray()
+        return Request(head.method, head.path, head.query, body, head.content_encoding, head.keep_alive, head.http10)
+
+
+def origin_form(target: bytes, host: bytes) -> bytes | None:
+    """Return what an absolute target (RFC 9112 §3.2.2) says of path and query, or None where it is none, or of another host than Host says."""
+    absolute = _ORIGIN.fullmatch(target)
+    if absolute is None or _without_port(absolute[1]) != _without_port(host):
+        return None
+    return absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+
+
+def _without_port(authority: bytes) -> bytes:
+    return authority.lower().removesuffix(b":80")
+
+
+def _fault(status: int, detail: str) -> Fault:
+    return Fault(Problem(status=status, detail=detail))
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+def write_answer(answer: Answer, date: bytes, *, keep_alive: bool, http10: bool) -> bytes:
+    """Return the bytes of an answer. `date` is the value of its Date field."""
+    parts = [_LINES[answer.status], b"date: ", date, b"\r\n"]
+    parts += [f"{name}: {value}\r\n".encode("latin-1") for name, value in answer.headers]
+    if answer.status != HTTPStatus.NO_CONTENT:
+        parts.append(b"content-length: %d\r\n" % len(answer.body))
+    if not keep_alive:
+        parts.append(b"connection: close\r\n")
+    elif http10:
+        parts.append(b"connection: keep-alive\r\n")
+    parts += [b"\r\n", answer.body]
+    return b"".join(parts)
+
+
+def serves_among(routes: Collection[tuple[str, bytes]]) -> Serves:
+    """Return the `serves` of a fixed set of (method, raw path)."""
+    known = frozenset(routes)
+    return lambda method, path: (method, path) in known

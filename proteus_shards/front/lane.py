@@ -1,0 +1,499 @@
+"""The fast lane: HTTP/1.1 for the hot job routes, an order of magnitude faster than the full stack beside it.
+
+How to think about it
+=====================
+
+The lane owns the listening socket and every plaintext connection until it meets a request that it does not serve: another route, an HTTP/2
+preface, an upgrade. Then the connection, with all bytes from that request on, is handed to Hypercorn for good. What a call means
+is not decided here: `operations` says it for the lane and for Quart alike.
+
+**One task for all sockets.** A trio task per connection would cost more than parsing and answering. So one task waits for an epoll
+object and then handles every socket that is ready, in plain sync code: read what is there, take requests out of it, submit their
+commands, go on. Answers come back through the link's callback into their connection, and a second task sends all that one frame of replies has
+brought. So requests of one tick travel in one frame to their shard, and pipelined answers in one write to their client.
+
+**Answers in order.** A connection's requests wait in `_line`; an answer is written once those before it are. Most connections have one
+request at a time.
+
+**A job that never reaches its runner goes back.** If the client closes while its `next` waits, the poll is cancelled. If the connection breaks
+before the kernel has taken the whole answer, its jobs are given back. Once the kernel has it, nobody can know. A client that shuts down
+only its sending side counts as gone for a `next`, and is answered for anything else.
+
+**Bounds, each a setting.** Time for a head (header_seconds_max), for a body and for the client to take an answer (request_seconds_max), idle time
+(connection_idle_seconds_max), connections, requests on one connection, pipelined requests, unsent bytes. Times are deadlines in
+total, not from byte to byte, and are looked at every `SWEEP_SECONDS`. A connection that asks faster than it reads is not read from. With no file
+descriptor left, accepting pauses until one is free.
+
+No exception of one connection touches another: what its handling raises is logged, and ends that connection only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import socket
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import partial
+
+import msgspec
+import trio
+
+from proteus_shards.config import Settings
+from proteus_shards.core.commands import Delivered, Next, Outcome, Refused
+from proteus_shards.front.answers import Answer, Problem
+from proteus_shards.front.app import log_fault
+from proteus_shards.front.bodies import unpack_body
+from proteus_shards.front.caller import Caller, Slot
+from proteus_shards.front.http1 import CONTINUE, Fault, Handover, HttpLimits, Need, Request, RequestReader, serves_among, write_answer
+from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, answer
+from proteus_shards.front.poller import READ, WRITE, make_poller
+from proteus_shards.front.router import Router
+
+RECEIVE_BYTES = 64 * 1024
+SWEEP_SECONDS = 0.25
+ACCEPTS_AT_ONCE = 64
+ACCEPT_PAUSE_SECONDS = 0.1
+LINGER_SECONDS = 1.0
+LINGER_BYTES_MAX = 8 * 1024 * 1024
+UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
+
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ROUTES = {(method, (prefix + path).encode()): parse for (method, path), parse in OPERATIONS.items() for prefix in PREFIXES}
+_serves = serves_among(_ROUTES)
+
+log = logging.getLogger("proteus_shards.front")
+
+HandOver = Callable[[socket.socket, bytes, Callable[[], None]], None]
+
+
+class LaneStatistics(msgspec.Struct, frozen=True):
+    """The lane at one moment. Counts are since the process started."""
+
+    connections: int
+    waiting: int  # requests taken and not answered
+    accepted: int
+    requests: int
+    handed_over: int
+    faults: int  # connections ended for what they sent
+    timeouts: int  # connections ended for what they did not send or read in time
+    accepting: bool
+
+
+class Lane:
+    """The fast lane of one front.
+
+    `hand_over` takes a connection that the lane does not serve, its unread bytes, and what to call when it has ended.
+    """
+
+    def __init__(self, listener: socket.socket, router: Router, settings: Settings, hand_over: HandOver) -> None:
+        self._listener = listener
+        self._router = router
+        self._settings = settings
+        self._hand_over = hand_over
+        self._limits = HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_bytes_max)
+        self._poller = make_poller()
+        self._clients: dict[int, Caller] = {}
+        self._dirty: dict[Caller, None] = {}
+        self._sender = trio.lowlevel.ParkingLot()
+        self._elsewhere = 0  # connections handed over that have not ended
+        self._now = 0.0
+        self._date = b""
+        self._accepting = False
+        self._accept_again = math.inf
+        self._stopping = False
+        self._emptied = trio.Event()
+        self._common: dict[int, bytes] = {}  # by status, the bytes of answers that have no more than that
+        self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._tick()
+        self._listener.setblocking(False)
+        self._accept(on=True)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_forever)
+                nursery.start_soon(self._sweep_forever)
+                while True:
+                    await trio.lowlevel.wait_readable(self._poller.fileno())
+                    self._handle_ready()
+        finally:
+            for client in list(self._clients.values()):
+                self._close(client)
+            self._poller.close()
+
+    def stop(self) -> None:
+        """Accept nothing more, and end each connection as soon as it owes no answer."""
+        self._stopping = True
+        self._accept(on=False)
+        self._listener.close()
+        for client in list(self._clients.values()):
+            client.closing = True
+            if not client.line and not client.out and not client.reader.unread():
+                self._close(client)
+        self._note_empty()
+
+    async def wait_empty(self) -> None:
+        """Wait, after `stop`, until no connection is left, those handed over included."""
+        await self._emptied.wait()
+
+    def statistics(self) -> LaneStatistics:
+        """Return what the lane holds and has done."""
+        return LaneStatistics(
+            connections=len(self._clients),
+            waiting=sum(len(client.line) for client in self._clients.values()),
+            accepted=self._accepted,
+            requests=self._requests,
+            handed_over=self._handed_over,
+            faults=self._faults,
+            timeouts=self._timeouts,
+            accepting=self._accepting,
+        )
+
+    async def _send_forever(self) -> None:
+        while True:
+            if not self._dirty:
+                await self._sender.park()
+            dirty, self._dirty = self._dirty, {}
+            for client in dirty:
+                self._guard(client, self._send)
+            await trio.lowlevel.checkpoint()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            self._tick()
+            if self._now >= self._accept_again:
+                self._accept(on=True)
+            for client in [client for client in self._clients.values() if client.deadline <= self._now]:
+                self._guard(client, self._time_out)
+
+    def _tick(self) -> None:
+        self._now = trio.current_time()
+        date = formatdate(usegmt=True).encode()
+        if date != self._date:
+            self._date = date
+            self._common.clear()
+
+    def _note_empty(self) -> None:
+        if self._stopping and not self._clients and not self._elsewhere:
+            self._emptied.set()
+
+    # --- sockets -----------------------------------------------------------------------------------------------
+
+    def _handle_ready(self) -> None:
+        listener = self._listener.fileno()  # -1 once it is closed
+        self._now = trio.current_time()
+        for fd, events in self._poller.poll():
+            if fd == listener:
+                self._accept_some()
+                continue
+            client = self._clients.get(fd)
+            if client is None:
+                continue  # closed by what came before it in this list
+            if events & WRITE:
+                self._guard(client, self._send)
+            if events & ~WRITE and client.open:
+                self._guard(client, self._receive)
+
+    def _guard(self, client: Caller, work: Callable[[Caller], None]) -> None:
+        try:
+            work(client)
+        except Exception:
+            log.exception("a connection failed")
+            self._close(client)
+
+    def _accept(self, *, on: bool) -> None:
+        if on == self._accepting or (on and self._stopping):
+            return
+        self._accepting = on
+        self._accept_again = math.inf
+        if on:
+            self._poller.register(self._listener.fileno(), READ)
+        else:
+            self._poller.unregister(self._listener.fileno())
+
+    def _accept_some(self) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            if len(self._clients) + self._elsewhere >= self._settings.connections_max:
+                self._accept(on=False)  # `_close` goes on
+                return
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS:
+                    log.warning("no file descriptor left, accepting pauses", extra={"connections": len(self._clients)})
+                    self._accept(on=False)
+                    self._accept_again = self._now + ACCEPT_PAUSE_SECONDS
+                    return
+                continue  # that client is gone already
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._accepted += 1
+            client = Caller(sock, RequestReader(self._limits, _serves), self._now + self._settings.connection_idle_seconds_max)
+            self._clients[client.fd] = client
+            self._poller.register(client.fd, READ)
+
+    def _receive(self, client: Caller) -> None:
+        try:
+            data = client.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(client)
+            return
+        if not data:
+            self._end_of_stream(client)
+        elif client.lingering:
+            client.lingered += len(data)
+            if client.lingered > LINGER_BYTES_MAX:
+                self._close(client)
+        elif not client.closing:
+            client.reader.feed(data)
+            self._read_requests(client)
+
+    def _end_of_stream(self, client: Caller) -> None:
+        """Note that the client sends no more. A `next` of its is given up; other answers are still sent, if it can take them."""
+        gone = client.ended or client.lingering or client.jobs or not (client.line or client.out)
+        if gone or any(slot.link is not None or slot.jobs for slot in client.line):
+            self._close(client)
+            return
+        client.ended = client.closing = True
+        client.handover = None
+        self._watch(client)
+
+    def _watch(self, client: Caller) -> None:
+        """Ask the poller for what this connection can make use of now."""
+        line_max = self._settings.connection_pipeline_max
+        reads = client.lingering or (not client.closing and len(client.line) < line_max and len(client.out) <= UNSENT_BYTES_MAX)
+        events = READ * reads + WRITE * bool(client.out)
+        if events != client.events:
+            client.events = events
+            self._poller.modify(client.fd, events)
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def _read_requests(self, client: Caller) -> None:
+        """Take requests out of what has arrived, as long as there is room for their answers."""
+        item: Need | None = None
+        while not client.closing and len(client.line) < self._settings.connection_pipeline_max and len(client.out) <= UNSENT_BYTES_MAX:
+            taken = client.reader.next()
+            match taken:
+                case Request():
+                    self._take(client, taken)
+                    if not client.open:
+                        return
+                case Need.CONTINUE:
+                    self._say_continue(client)
+                case Fault():
+                    self._faults += 1
+                    self._finish_with(client, taken.problem)
+                case Handover():
+                    client.closing = True  # nothing more is read here
+                    client.handover = taken.unread
+                    if not client.line and not client.out:
+                        self._give_away(client)
+                        return
+                case _:
+                    item = taken
+                    break
+        self._set_deadline(client, item)
+        if client.closing or client.out or client.events != READ or len(client.line) >= self._settings.connection_pipeline_max:
+            self._watch(client)
+
+    def _take(self, client: Caller, request: Request) -> None:
+        self._requests += 1
+        client.requests += 1
+        keep_alive = request.keep_alive and not self._stopping and client.requests < self._settings.connection_requests_max
+        slot = Slot(client, keep_alive=keep_alive, http10=request.http10)
+        client.closing = not keep_alive
+        client.line.append(slot)
+        try:
+            self._ask(slot, request)
+        except Exception as error:  # noqa: BLE001 it is logged and answered
+            self._fill(slot, log_fault(error).answer())
+
+    def _ask(self, slot: Slot, request: Request) -> None:
+        parse = _ROUTES[request.method, request.path]
+        body: bytes | Problem = request.body
+        if parse in WITH_BODY and request.content_encoding is not None:
+            body = unpack_body(request.body, request.content_encoding, self._settings.body_bytes_max)
+        asked = body if isinstance(body, Problem) else parse(body, request.query, self._settings)
+        if isinstance(asked, Problem):
+            self._fill(slot, asked.answer())
+            return
+        sent = self._router.submit(asked.command, partial(self._take_outcome, slot, asked))
+        if isinstance(sent, Refused):
+            self._fill(slot, answer(asked, sent))
+        elif isinstance(asked.command, Next):
+            slot.link, slot.number = sent
+
+    def _take_outcome(self, slot: Slot, asked: Ask, outcome: Outcome) -> None:
+        if type(outcome) is Delivered:
+            slot.jobs = outcome.jobs
+        slot.link = None
+        try:
+            shown = answer(asked, outcome)
+        except Exception as error:  # noqa: BLE001 it is logged and answered
+            shown = log_fault(error).answer()
+        self._fill(slot, shown)
+
+    def _fill(self, slot: Slot, shown: Answer) -> None:
+        """Put an answer in its place, and have its connection sent."""
+        if slot.keep_alive and not slot.request_http10 and not shown.body and not shown.headers:
+            data = self._common.get(shown.status)
+            if data is None:
+                data = self._common[shown.status] = write_answer(shown, self._date, keep_alive=True, http10=False)
+            slot.data = data
+        else:
+            slot.data = write_answer(shown, self._date, keep_alive=slot.keep_alive, http10=slot.request_http10)
+        client = slot.client
+        if client.open and client.line[0].data is not None:
+            self._dirty_up(client)
+
+    def _say_continue(self, client: Caller) -> None:
+        slot = Slot(client, keep_alive=True, http10=False)
+        slot.data = CONTINUE
+        client.line.append(slot)
+        self._dirty_up(client)
+
+    def _finish_with(self, client: Caller, problem: Problem) -> None:
+        """Answer with a problem, after what is in line, and close."""
+        client.closing = True
+        slot = Slot(client, keep_alive=False, http10=False)
+        client.line.append(slot)
+        self._fill(slot, problem.answer())
+
+    def _dirty_up(self, client: Caller) -> None:
+        if not self._dirty:
+            self._sender.unpark()
+        self._dirty[client] = None
+
+    # --- answers -----------------------------------------------------------------------------------------------
+
+    def _send(self, client: Caller) -> None:
+        """Send the answers whose turn has come, as far as the kernel takes them, and see what is next."""
+        if not client.open:
+            return
+        line = client.line
+        had_out = bool(client.out)
+        parts = [client.out] if had_out else []
+        while line and (data := line[0].data) is not None:
+            parts.append(data)
+            client.jobs += line.popleft().jobs
+        out = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            taken = client.sock.send(out) if out else 0
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self._close(client)
+            return
+        client.out = out[taken:]
+        if client.out:
+            if not had_out:
+                client.phase = None
+                client.deadline = self._now + self._settings.request_seconds_max
+            self._watch(client)
+            return
+        if client.jobs:
+            client.jobs = []
+        self._go_on(client)
+
+    def _go_on(self, client: Caller) -> None:
+        """Do what comes after all answers so far are out."""
+        if not client.line and client.closing:
+            if client.handover is not None:
+                self._give_away(client)
+            elif client.ended:
+                self._close(client)
+            else:
+                self._linger(client)
+        elif client.reader.unread():
+            self._read_requests(client)
+        else:
+            self._set_deadline(client, Need.NOTHING if client.phase is None else client.phase)
+            if client.events != READ:
+                self._watch(client)
+
+    def _linger(self, client: Caller) -> None:
+        """Close gently: a client that still sends would otherwise lose the answer to a reset."""
+        try:
+            client.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(client)
+            return
+        client.lingering = True
+        client.deadline = self._now + LINGER_SECONDS
+        self._watch(client)
+
+    def _set_deadline(self, client: Caller, need: Need | None) -> None:
+        """Note what the connection is about, and until when that may take."""
+        if client.out or client.lingering:
+            return
+        if need is Need.HEAD or need is Need.BODY:
+            if client.phase is not need:
+                client.phase = need
+                seconds = self._settings.header_seconds_max if need is Need.HEAD else self._settings.request_seconds_max
+                client.deadline = self._now + seconds
+        elif client.line:
+            client.phase = None
+            client.deadline = math.inf  # the link minds the time
+        else:
+            client.phase = Need.NOTHING
+            client.deadline = self._now + self._settings.connection_idle_seconds_max
+
+    def _time_out(self, client: Caller) -> None:
+        self._timeouts += not client.lingering
+        if client.out or client.lingering or client.phase is Need.NOTHING:
+            self._close(client)
+            return
+        what = "the head of the request" if client.phase is Need.HEAD else "the body of the request"
+        name = "header_seconds_max" if client.phase is Need.HEAD else "request_seconds_max"
+        client.phase = None
+        client.deadline = math.inf
+        self._finish_with(client, Problem(status=408, detail=f"{what} did not arrive in time ({name})"))
+        self._watch(client)
+
+    # --- ends --------------------------------------------------------------------------------------------------
+
+    def _forget(self, client: Caller) -> None:
+        client.open = False
+        self._poller.unregister(client.fd)
+        del self._clients[client.fd]
+        self._dirty.pop(client, None)
+
+    def _give_away(self, client: Caller) -> None:
+        assert client.handover is not None
+        self._forget(client)
+        self._handed_over += 1
+        self._elsewhere += 1
+        self._hand_over(client.sock, client.handover, self._take_note_of_end)
+        self._note_empty()
+
+    def _take_note_of_end(self) -> None:
+        self._elsewhere -= 1
+        self._accept(on=True)
+        self._note_empty()
+
+    def _close(self, client: Caller) -> None:
+        if not client.open:
+            return
+        jobs = client.jobs
+        for slot in client.line:
+            jobs += slot.jobs
+            if slot.link is not None:
+                slot.link.abandon(slot.number)
+        self._forget(client)
+        client.sock.close()
+        if jobs:
+            self._router.undeliver(jobs)
+        self._accept(on=True)
+        self._note_empty()
