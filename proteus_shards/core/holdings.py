@@ -14,7 +14,7 @@ import msgspec
 from proteus_shards.core.commands import Delivered, Delivery, Outcome
 from proteus_shards.core.deadlines import Deadlines
 from proteus_shards.core.ledger import Image, Ledger, Note, footprint, image_of
-from proteus_shards.core.model import SECOND_US, Job, Row, RowKey, Status, job_of
+from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 from proteus_shards.errors import RowError
@@ -108,7 +108,8 @@ class Holdings:
         """Take in stored rows, in the order `(ready_at, seq)`; `finish_load` ends it. Returns those that are no jobs, and why."""
         damaged: list[tuple[RowKey, str]] = []
         for row in rows:
-            self._seq = max(self._seq, row.seq)
+            if row.seq <= COUNT_MAX:
+                self._seq = max(self._seq, row.seq)
             try:
                 job = job_of(row)
             except RowError as error:
@@ -120,6 +121,10 @@ class Holdings:
             if fault is not None:
                 damaged.append((RowKey(row.slot, row.seq, row.queue, row.id), fault))
         return damaged
+
+    def pass_over(self, seq: int) -> None:
+        """Give no new job this seq nor one below it: a row that is no job has it."""
+        self._seq = max(self._seq, seq)
 
     def finish_load(self) -> None:
         """Put what has been loaded in order."""

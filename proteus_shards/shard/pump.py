@@ -91,16 +91,19 @@ class Pump:
         """Open the store and read every row back into the core."""
         started, _ = self._advance()
         self.epoch = await self.store.open()
-        loaded: list[tuple[str, str]] = []
+        damaged: list[tuple[str, str]] = []
         async for chunk in self.store.load():
             rows = [row for row in chunk if isinstance(row, Row)]
-            loaded += [(item.where, item.fault) for item in chunk if isinstance(item, Damaged)]
+            for item in chunk:
+                if isinstance(item, Damaged):
+                    damaged.append((item.where, item.fault))
+                    self.shard.pass_over(item.seq or 0)
             faults = self.shard.load(rows)
-            loaded += [(f"slot {key.slot}, seq {key.seq}", fault) for key, fault in faults]
+            damaged += [(f"slot {key.slot}, seq {key.seq}", fault) for key, fault in faults]
             self.recovered += len(rows) - len(faults)
         self.shard.finish_load()
-        self.damaged = len(loaded)
-        for where, fault in loaded:
+        self.damaged = len(damaged)
+        for where, fault in damaged:
             log.error("stored row is not a job, kept aside", extra={"where": where, "fault": fault})
         self.recovery_seconds = round((self._advance()[0] - started) / 1e6, 3)
         log.info(

@@ -14,10 +14,15 @@ over its errors. It is due when the frame at that place bears the salts of the l
 reused from its start and keeps its blocks, which makes its fsync cheaper than that of a growing file. A *vacuum* gives free pages back to the file system,
 128 at a step, while more than a quarter of the file is free; below that they are kept for the jobs to come.
 
-**A full disk** refuses a commit as a whole, deletes and marks too, and the store heals by itself: nothing need be reopened.
+**A full disk** refuses a commit as a whole, deletes and marks too once the log has no room left, and the store heals by itself: nothing
+need be reopened. (Tried on a tmpfs: SQLITE_FULL comes at COMMIT, and what it refused is never there later.)
 
-Measured on 2 cores, SQLite 3.40, an fsync of 0.15 ms, jobs of 110 bytes: see bench/README.md. Loads and commits take turns with the event loop instead of running
-beside it (the next chunk is not fetched ahead): both need the interpreter at every row, and handing it over costs more than it saves.
+Measured on 2 cores, SQLite 3.40, an fsync of 0.15 ms, jobs of 110 bytes, rows per second in batches of 1, 100 and 1,000: 3,600, 150,000
+and 280,000 with synchronous=full, 20,000, 260,000 and 300,000 with normal. A million rows load in 2 to 3 s, of which the sort of their
+keys takes 0.3 s; an index in that order would cost each insert 13%. quick_check reads 700 MB/s.
+
+Loads and commits take turns with the event loop instead of running beside it (the next chunk is not fetched ahead): both need
+the interpreter at every row, and handing it over costs more than it saves.
 """
 
 from __future__ import annotations
@@ -266,10 +271,10 @@ class SqliteStore:
                 self._shrinking = False
                 checkpoint(db)  # only this cuts the file off
             self._put_off = False
-        except Exception as error:  # noqa: BLE001  # nobody awaits this: a bug, too, must be met by the next call
+        except Exception as error:  # nobody awaits this: a bug, too, must be met by the next call
             fault = self._failed(db, error, committing=True)
             if self._fault is not None:
-                log.error("store upkeep failed", extra={"where": str(self._path), "error": str(fault)})
+                log.exception("store upkeep failed", extra={"where": str(self._path), "error": str(fault)})
             elif not self._put_off:
                 log.warning("store upkeep is put off", extra={"where": str(self._path), "error": str(fault)})
             self._put_off = True

@@ -29,6 +29,7 @@ class ScriptedStore:
         self.script: list[tuple[StoreError, bool] | None] = []
         self.away: list[StoreError] = []  # raised by the coming reopens
         self.batches: list[Batch] = []
+        self.damaged: list[Damaged] = []
         self.began = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -39,8 +40,8 @@ class ScriptedStore:
         return self.epoch
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
-        rows: list[Row] = sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
-        yield rows
+        yield self.damaged
+        yield sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
 
     async def commit(self, batch: Batch) -> None:
         self.batches.append(batch)

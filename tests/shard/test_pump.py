@@ -11,6 +11,7 @@ import pytest
 from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Inspect, Next, Outcome, Reason, Refused, Statistics
 from proteus_shards.errors import StoreFailed, StoreFenced, StorePermanent, StoreRefused, StoreUnknown
 from proteus_shards.shard.pump import Pump
+from proteus_shards.store.contract import Damaged
 from tests.shard.scripted import DEADLINE_SECONDS, Clock, RecordingLink, ScriptedStore, make_pump
 
 
@@ -337,5 +338,23 @@ def test_recovery_reads_jobs_back_in_order_and_counts_them() -> None:
 
         assert 20 == again.recovered
         assert [str(count) for count in range(20)] == _jobs(answer)
+
+    run(test)
+
+
+def test_a_damaged_row_is_counted_and_its_number_is_not_given_again() -> None:
+    """A row that is no job is kept aside, and no new job clashes with it."""
+
+    async def test(made: Stand) -> None:
+        made.store.damaged = [Damaged("row 41", "its payload is missing", 41)]
+        again = Pump(make_pump(made.store, made.clock).shard, made.store, made.clock)
+        await again.recover()
+        running = asyncio.create_task(again.run())
+        link = RecordingLink(again)
+        await link.ask(job("a"))
+        running.cancel()
+
+        assert 1 == again.damaged
+        assert [42] == [row.seq for row in made.store.rows.values()]
 
     run(test)
