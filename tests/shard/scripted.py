@@ -41,7 +41,8 @@ class ScriptedStore:
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         yield self.damaged
-        yield sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
+        rows = sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
+        yield rows
 
     async def commit(self, batch: Batch) -> None:
         self.batches.append(batch)
