@@ -58,7 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    body_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=BODY_BYTES_LIMIT)] = 4 * MIB
+    body_size_max: Annotated[int, msgspec.Meta(ge=1, le=BODY_BYTES_LIMIT)] = 4 * MIB
     num_jobs_max: _Count = 1000
     wait_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     request_seconds_max: _Seconds = 30.0
@@ -92,7 +92,7 @@ SETTINGS_HELP: dict[str, str] = {
     "store": "where persist_data jobs are kept: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER or memory: (nothing is kept)",
     "log_format": "auto is console on a terminal and json elsewhere",
     "log_level": "the least level that is logged",
-    "body_bytes_max": "largest request body, in bytes, after decompression; beyond it 413",
+    "body_size_max": "largest request body, in bytes, after decompression; beyond it 413",
     "num_jobs_max": "most jobs that one next may ask for; beyond it 422",
     "wait_seconds_max": "longest wait that a next may ask for; beyond it 422",
     "request_seconds_max": "longest time that a request waits for its shard, besides the wait it asked for; then 503",
@@ -235,7 +235,7 @@ def load_settings(
 
 def _setting(field: msgspec.inspect.Field) -> Setting:
     kind = _KINDS[type(field.type)]
-    if kind == "count" and "bytes" in field.name:
+    if kind == "count" and ("_bytes_" in field.name or "_size_" in field.name):
         kind = "bytes"
     default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     name = field.name
@@ -343,9 +343,9 @@ def _named(value: object) -> str:
 
 
 def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
-    if settings.shard_bytes_max < 2 * settings.body_bytes_max:
+    if settings.shard_bytes_max < 2 * settings.body_size_max:
         raise SettingError(
             f"{sources.get('shard_bytes_max', 'shard_bytes_max')} must be at least twice the largest body "
-            f"({sources.get('body_bytes_max', 'body_bytes_max')}, {_written('bytes', settings.body_bytes_max)}), "
+            f"({sources.get('body_size_max', 'body_size_max')}, {_written('bytes', settings.body_size_max)}), "
             f"since a job may hold a payload and a state of that size, not {_written('bytes', settings.shard_bytes_max)}"
         )

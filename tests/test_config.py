@@ -50,17 +50,17 @@ def test_the_environment_may_name_the_file_and_an_option_wins_over_it(toml: Path
 
 def test_the_file_takes_dashes_and_underscores_numbers_and_text(toml: Path) -> None:
     """A file may look like the options or like the fields."""
-    toml.write_text('body-bytes-max = "2MiB"\nlog_level = "debug"\nwait-seconds-max = 5\npolls_max = "7"\n')
+    toml.write_text('body-size-max = "2MiB"\nlog_level = "debug"\nwait-seconds-max = 5\npolls_max = "7"\n')
 
     settings = load_settings({}, {}, toml)
 
-    assert (settings.body_bytes_max, settings.log_level, settings.wait_seconds_max, settings.polls_max) == (2 * MIB, "debug", 5.0, 7)
+    assert (settings.body_size_max, settings.log_level, settings.wait_seconds_max, settings.polls_max) == (2 * MIB, "debug", 5.0, 7)
 
 
 @pytest.mark.parametrize(("text", "size"), [("1048576", MIB), ("1MiB", MIB), ("1 mib", MIB), ("1024KiB", MIB)])
 def test_a_size_may_have_a_unit(text: str, size: int) -> None:
     """KiB, MiB and GiB are powers of 1024; upper and lower case mean the same."""
-    assert load_settings({}, {"PROTEUS_BODY_BYTES_MAX": text}).body_bytes_max == size
+    assert load_settings({}, {"PROTEUS_BODY_SIZE_MAX": text}).body_size_max == size
 
 
 def test_a_count_takes_no_unit() -> None:
@@ -72,7 +72,7 @@ def test_an_unknown_option_of_the_environment_is_refused_with_the_nearest_name()
     """A misspelt variable would otherwise be ignored in silence."""
     message = refusal(environ={"PROTEUS_BODY_BYTE_MAX": "1"})
 
-    assert message == "there is no setting for the environment variable PROTEUS_BODY_BYTE_MAX; did you mean PROTEUS_BODY_BYTES_MAX?"
+    assert message == "there is no setting for the environment variable PROTEUS_BODY_BYTE_MAX; did you mean PROTEUS_BODY_SIZE_MAX?"
 
 
 def test_variables_for_tests_and_of_others_are_no_settings() -> None:
@@ -146,14 +146,14 @@ def test_more_shards_than_slots_are_refused() -> None:
 
 def test_a_body_that_would_not_fit_into_a_frame_with_its_state_is_refused() -> None:
     """A job is delivered in one frame of the IPC."""
-    assert "--body-bytes-max" in refusal({"body_bytes_max": "32MiB", "shard_bytes_max": "1GiB"})
+    assert "--body-size-max" in refusal({"body_size_max": "32MiB", "shard_bytes_max": "1GiB"})
 
 
 def test_a_shard_must_hold_at_least_one_of_the_largest_jobs() -> None:
     """The relation of two settings names both and where they came from."""
-    message = refusal({"body_bytes_max": "2MiB"}, {"PROTEUS_SHARD_BYTES_MAX": "3MiB"})
+    message = refusal({"body_size_max": "2MiB"}, {"PROTEUS_SHARD_BYTES_MAX": "3MiB"})
 
-    assert message.startswith("PROTEUS_SHARD_BYTES_MAX must be at least twice the largest body (--body-bytes-max, 2MiB)")
+    assert message.startswith("PROTEUS_SHARD_BYTES_MAX must be at least twice the largest body (--body-size-max, 2MiB)")
 
 
 def test_a_store_that_is_none_is_refused_with_its_source() -> None:

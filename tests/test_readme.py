@@ -175,7 +175,7 @@ def test_the_settings_file_of_the_readme_is_one(tmp_path: Path) -> None:
     settings = load_settings({}, {}, path)
 
     assert (settings.host, settings.shards, settings.store) == ("::1", 4, "sqlite:////var/lib/proteus-shards")
-    assert settings.body_bytes_max == 8 * MIB
+    assert settings.body_size_max == 8 * MIB
 
 
 def rows_after(header: str) -> list[list[str]]:

@@ -24,7 +24,9 @@ ROW_VERSION = 1
 NAME_LENGTH_MAX = 1024
 TIMEOUT_SECONDS_MAX = 2**31 - 1
 MAX_RETRIES_MAX = 2**31 - 1
+TIME_US_MIN = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z, the first instant that a date library knows
 TIME_US_MAX = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last instant of RFC 3339
+COUNT_MAX = 2**62  # of seq and attempt: never reached, and still a number that every store holds
 SECOND_US = 1_000_000
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -143,8 +145,11 @@ def job_of(row: Row) -> Job:
         raise RowError(f"status must be 2, 3 or 4, not {row.status}")
     if (row.status == Status.IN_FLIGHT) != (row.run_id is not None):
         raise RowError("run_id must be set exactly while the job is in flight")
-    if not 0 <= row.timeout <= TIMEOUT_SECONDS_MAX or row.attempt < 0 or row.seq < 0:
+    if not (0 <= row.timeout <= TIMEOUT_SECONDS_MAX and 0 <= row.attempt <= COUNT_MAX and 0 <= row.seq <= COUNT_MAX):
         raise RowError("timeout, attempt and seq must be in their range")
+    instants = (row.ready_at, row.created_at, row.updated_at, row.created_at if row.run_at is None else row.run_at)
+    if not TIME_US_MIN <= min(instants) <= max(instants) <= TIME_US_MAX:  # one far in the future would drag the shard's clock along
+        raise RowError("ready_at, run_at, created_at and updated_at must lie in the years 1…9999")
     return Job(
         queue=row.queue,
         id=row.id,

@@ -310,7 +310,7 @@ class Shard(Holdings):
         state = command.state
         write = job.persist and state is not None
         grown = 0
-        if write and self.away:
+        if (write and self.away) or (command.queue, command.id) in self._doubt:
             self._answer(queue, key, _AWAY)
             return
         if state is not None:

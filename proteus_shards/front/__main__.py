@@ -6,7 +6,7 @@ Standard output takes one line, `Ready` or `Failed`. Logs go to standard error.
 Shards are not waited for: a front serves at once, and answers 429 for the queues of a shard whose link is not up yet.
 
 SIGTERM, or the end of the lifeline, drains: accept no more, answer waiting polls with "no job", finish what is under way, give back
-what was not delivered, exit 0, all within drain_seconds_max. A second SIGTERM exits at once, with 1. SIGINT is the supervisor's to act
+what was not delivered, exit 0. A drain that takes longer than drain_seconds_max is cut off with 1, as by a second SIGTERM. SIGINT is the supervisor's to act
 on: a terminal sends it to every process of the group, and the front must outlive the requests in it.
 """
 
@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
 
-import msgspec
 import trio
 
 from proteus_shards import logs
+from proteus_shards.boot import STDIN, read_boot, report
 from proteus_shards.config import Failed, FrontBoot, Ready, socket_path
 from proteus_shards.front.app import make_app
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
 
-STDIN, STDOUT = 0, 1
+SPARE_DESCRIPTORS = 128  # for links, logs and what libraries keep open
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -38,7 +39,7 @@ log = logging.getLogger("proteus_shards.front")
 def main() -> None:
     """Run a front process from its boot line to its exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    boot = read_boot()
+    boot = read_boot(FrontBoot)
     logs.setup(boot.settings, f"front-{boot.front}")
     try:
         listening = socket.socket(fileno=boot.listen_fd)
@@ -49,30 +50,23 @@ def main() -> None:
     if not listens:
         report(Failed(f"descriptor {boot.listen_fd} is no socket that listens", final=True))
         sys.exit(1)
+    allow_descriptors(boot.settings.connections_max + SPARE_DESCRIPTORS)
     trio.run(serve, boot, listening)
 
 
-def read_boot() -> FrontBoot:
-    """Read the boot line from standard input, byte by byte: what follows on it is the lifeline's."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = os.read(STDIN, 1)
-        if not byte:
-            sys.exit("this program is started by proteus-shards serve, which tells it what to do on its standard input")
-        line += byte
-    try:
-        return msgspec.json.decode(line, type=FrontBoot)
-    except msgspec.DecodeError as error:
-        report(Failed(f"the boot line is wrong: {error}", final=True))
-        sys.exit(1)
-
-
-def report(message: Ready | Failed) -> None:
-    """Write a control line to the supervisor. A supervisor that is gone is not told."""
-    try:
-        os.write(STDOUT, msgspec.json.encode(message) + b"\n")
-    except BrokenPipeError:
-        log.warning("the supervisor is gone")
+def allow_descriptors(wanted: int) -> int:
+    """Raise this process's limit of open files to `wanted`, as far as that is allowed, and return the limit. It is never lowered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < ceiling:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
+            soft = ceiling
+        except (OSError, ValueError) as error:  # macOS has a ceiling of its own below "infinity"
+            log.warning("the limit of open files could not be raised", extra={"limit": soft, "wanted": ceiling, "error": str(error)})
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        log.info("connections_max is more than the limit of open files allows", extra={"limit": soft, "wanted": wanted})
+    return soft
 
 
 async def serve(boot: FrontBoot, listener: socket.socket) -> None:
@@ -135,7 +129,7 @@ def exit_after(seconds: float) -> None:
 
     def end() -> None:
         log.error("exit before the drain has ended (drain_seconds_max)")
-        os._exit(0)
+        os._exit(1)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -51,7 +51,7 @@ def make_app(router: Router, settings: Settings) -> QuartTrio:
     """Return the app that serves a front's HTTP through these links."""
     app = QuartTrio("proteus_shards.front", static_folder=None, template_folder=None)
     app.response_class = PlainResponse
-    app.config["MAX_CONTENT_LENGTH"] = settings.body_bytes_max
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_size_max
     app.config["BODY_TIMEOUT"] = settings.request_seconds_max
     app.config["RESPONSE_TIMEOUT"] = None  # the connection has its own, which works
     app.url_map.merge_slashes = False
@@ -78,7 +78,7 @@ def problem_of(error: HTTPException, settings: Settings) -> Problem:
             allowed = ", ".join(sorted(error.valid_methods or ()))
             return Problem(status=405, detail=f"the method must be {allowed}", headers=(("allow", allowed),))
         case RequestEntityTooLarge():
-            return too_large(settings.body_bytes_max)
+            return too_large(settings.body_size_max)
         case RequestTimeout():
             return Problem(status=408, detail="body: did not arrive in time (request_seconds_max)", field="body")
     status = error.code if error.code is not None and error.code >= 400 else 500

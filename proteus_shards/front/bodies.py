@@ -1,6 +1,6 @@
 """Request bodies as they arrive: their limit, and their content coding.
 
-The limit `body_bytes_max` holds twice, for the bytes on the wire and for what they unpack to. Unpacking stops one byte past
+The limit `body_size_max` holds twice, for the bytes on the wire and for what they unpack to. Unpacking stops one byte past
 the limit, so a small body that unpacks to gigabytes costs no more than a large honest one.
 """
 
@@ -18,15 +18,15 @@ _PLAIN = frozenset({"", "identity"})
 _GZIP = frozenset({"gzip", "x-gzip"})
 
 
-def too_large(body_bytes_max: int) -> Problem:
+def too_large(body_size_max: int) -> Problem:
     """Return the problem of a body over the limit."""
-    return Problem(status=413, detail=f"body: must have at most {body_bytes_max} bytes (body_bytes_max)", field="body")
+    return Problem(status=413, detail=f"body: must have at most {body_size_max} bytes (body_size_max)", field="body")
 
 
-def unpack_body(body: bytes, content_encoding: str | None, body_bytes_max: int) -> bytes | Problem:
+def unpack_body(body: bytes, content_encoding: str | None, body_size_max: int) -> bytes | Problem:
     """Return a body without its content coding (gzip or none), or the problem that it has: 413, 415 or 422."""
-    if len(body) > body_bytes_max:
-        return too_large(body_bytes_max)
+    if len(body) > body_size_max:
+        return too_large(body_size_max)
     coding = (content_encoding or "").strip().lower()
     if coding in _PLAIN:
         return body
@@ -37,10 +37,10 @@ def unpack_body(body: bytes, content_encoding: str | None, body_bytes_max: int) 
             field="content-encoding",
             headers=(("accept-encoding", "gzip"),),
         )
-    return _gunzip(body, body_bytes_max)
+    return _gunzip(body, body_size_max)
 
 
-def _gunzip(body: bytes, body_bytes_max: int) -> bytes | Problem:
+def _gunzip(body: bytes, body_size_max: int) -> bytes | Problem:
     """Unpack one gzip member after the other, as RFC 1952 has it, up to the limit over all of them."""
     packed = memoryview(body)
     whole = bytearray()
@@ -55,10 +55,10 @@ def _gunzip(body: bytes, body_bytes_max: int) -> bytes | Problem:
             if not piece:
                 return fault("body", "is not valid gzip: it ends too early")
             try:
-                whole += member.decompress(piece, body_bytes_max + 1 - len(whole))
+                whole += member.decompress(piece, body_size_max + 1 - len(whole))
             except zlib.error:
                 return fault("body", "is not valid gzip")
-            if len(whole) > body_bytes_max:
-                return too_large(body_bytes_max)
+            if len(whole) > body_size_max:
+                return too_large(body_size_max)
             at += len(piece) - len(member.unused_data)
     return bytes(whole)

@@ -44,7 +44,7 @@ class HttpLimits(msgspec.Struct, frozen=True):
     header_bytes_max: int
     headers_max: int
     url_bytes_max: int
-    body_bytes_max: int
+    body_size_max: int
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -173,8 +173,8 @@ class RequestReader:
             return head
         if not self._serves(head.method, head.path):
             return Handover(buffer)
-        if head.length > limits.body_bytes_max:
-            return Fault(too_large(limits.body_bytes_max))
+        if head.length > limits.body_size_max:
+            return Fault(too_large(limits.body_size_max))
         self._buffer = buffer[end:]
         self._head = head
         self._body_left = max(0, head.length)
@@ -301,8 +301,8 @@ class RequestReader:
                     return size
                 if size == 0:
                     return self._finish_chunks()
-                if len(self._body) + size > self._limits.body_bytes_max:
-                    return Fault(too_large(self._limits.body_bytes_max))
+                if len(self._body) + size > self._limits.body_size_max:
+                    return Fault(too_large(self._limits.body_size_max))
                 self._body_left = size
 
     def _chunk_size(self, buffer: bytes) -> int | Item:

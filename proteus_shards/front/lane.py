@@ -92,7 +92,7 @@ class Lane:
         self._router = router
         self._settings = settings
         self._hand_over = hand_over
-        self._limits = HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_bytes_max)
+        self._limits = HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_size_max)
         self._poller = make_poller()
         self._clients: dict[int, Caller] = {}
         self._dirty: dict[Caller, None] = {}
@@ -324,7 +324,7 @@ class Lane:
         parse = _ROUTES[request.method, request.path]
         body: bytes | Problem = request.body
         if parse in WITH_BODY and request.content_encoding is not None:
-            body = unpack_body(request.body, request.content_encoding, self._settings.body_bytes_max)
+            body = unpack_body(request.body, request.content_encoding, self._settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query, self._settings)
         if isinstance(asked, Problem):
             self._fill(slot, asked.answer())

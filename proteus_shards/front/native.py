@@ -44,7 +44,7 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
         body: bytes | Problem = b""
         if parse in WITH_BODY:
             arrived = cast("bytes", await request.get_data(cache=False))
-            body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_bytes_max)
+            body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)
         if isinstance(asked, Problem):
             return response_of(asked.answer())

@@ -16,12 +16,13 @@ import time
 from typing import TYPE_CHECKING
 
 from proteus_shards import logs
+from proteus_shards.boot import STDIN, read_boot, report
 from proteus_shards.config import Failed, Ready, Settings, ShardBoot, socket_path
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
-from proteus_shards.shard.boot import STDIN, read_boot, report
 from proteus_shards.shard.listener import Listener
+from proteus_shards.shard.locks import patiently
 from proteus_shards.shard.pump import Pump
 from proteus_shards.store.registry import make_store
 
@@ -82,7 +83,7 @@ async def serve(boot: ShardBoot) -> int:
     ending = asyncio.Event()
     _watch_lifeline(ending)
     try:
-        await pump.recover()
+        await patiently(pump.recover)
         gc.collect()
         gc.freeze()  # what was recovered is no garbage, and should not be looked through for it
         listener = Listener(pump, socket_path(boot.run_dir, boot.shard), boot.shard, settings.shards)
@@ -126,7 +127,7 @@ def _watch_lifeline(ending: asyncio.Event) -> None:
 
 def main() -> int:
     """Run one shard process and return its exit status."""
-    boot = read_boot()
+    boot = read_boot(ShardBoot)
     logs.setup(boot.settings, f"shard-{boot.shard}")
     try:
         import uvloop  # noqa: PLC0415  # optional: not there on every platform

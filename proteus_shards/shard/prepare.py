@@ -10,9 +10,10 @@ import logging
 import sys
 
 from proteus_shards import logs
-from proteus_shards.config import Failed, Ready
+from proteus_shards.boot import read_boot, report
+from proteus_shards.config import Failed, Ready, ShardBoot
 from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
-from proteus_shards.shard.boot import read_boot, report
+from proteus_shards.shard.locks import patiently
 from proteus_shards.store.registry import prepare_store
 
 log = logging.getLogger("proteus_shards.shard")
@@ -20,10 +21,10 @@ log = logging.getLogger("proteus_shards.shard")
 
 def main() -> int:
     """Prepare the store, report, and return the exit status."""
-    boot = read_boot()
+    boot = read_boot(ShardBoot)
     logs.setup(boot.settings, "prepare")
     try:
-        moved = asyncio.run(prepare_store(boot.settings.store, boot.settings.shards))
+        moved = asyncio.run(patiently(lambda: prepare_store(boot.settings.store, boot.settings.shards)))
     except ProteusError as error:
         report(Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown)))
         return 1

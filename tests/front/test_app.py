@@ -37,7 +37,7 @@ from proteus_shards.front.link import Link
 from proteus_shards.front.router import Router
 from tests.front.fake_shard import RUN_ID, FakeShard, delivery, linked, obliging
 
-SETTINGS = Settings(shards=2, body_bytes_max=1000, store="memory:")
+SETTINGS = Settings(shards=2, body_size_max=1000, store="memory:")
 JOB = b'{"id":"j","queue":"q","timeout":1}'
 
 
@@ -187,7 +187,7 @@ async def test_a_body_may_be_as_large_as_the_limit(front: Front) -> None:
         await front.problem("POST", "/enqueue", gzip.compress(fits + b" "), content_encoding="gzip"),
         await front.problem("PATCH", "/heartbeat?queue=q&job_id=j", b"1" * 1001),
     ):
-        assert (problem["status"], problem["field"], "body_bytes_max" in problem["detail"]) == (413, "body", True)
+        assert (problem["status"], problem["field"], "body_size_max" in problem["detail"]) == (413, "body", True)
 
 
 async def test_another_content_coding_is_415(front: Front) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proteus_shards.front.answers import Answer
 from proteus_shards.front.http1 import Fault, Handover, HttpLimits, Item, Need, Request, RequestReader, serves_among, write_answer
 
-LIMITS = HttpLimits(header_bytes_max=4096, headers_max=20, url_bytes_max=1024, body_bytes_max=1000)
+LIMITS = HttpLimits(header_bytes_max=4096, headers_max=20, url_bytes_max=1024, body_size_max=1000)
 SERVES = serves_among({("POST", b"/enqueue"), ("GET", b"/next"), ("DELETE", b"/complete"), ("PATCH", b"/heartbeat")})
 HOST = b"Host: here\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -195,7 +195,7 @@ async def test_a_fault_is_told_once_and_ends_the_connection(tmp_path: Path) -> N
 
 async def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
     """The 413 reaches even a client that sends on regardless."""
-    async with stand(tmp_path, body_bytes_max=1000) as made:
+    async with stand(tmp_path, body_size_max=1000) as made:
         caller = await made.connect()
         await caller.send(post(b"x" * 100_000))
 

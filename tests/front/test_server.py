@@ -24,7 +24,7 @@ from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
 from tests.front.fake_shard import PATIENCE_SECONDS, RUN_ID, FakeShard, delivery, linked, obliging
 
-SETTINGS = Settings(shards=1, body_bytes_max=100_000)
+SETTINGS = Settings(shards=1, body_size_max=100_000)
 JOB = b'{"id":"j","queue":"q","timeout":1}'
 
 

@@ -358,3 +358,19 @@ def test_a_damaged_row_is_counted_and_its_number_is_not_given_again() -> None:
         assert [42] == [row.seq for row in made.store.rows.values()]
 
     run(test)
+
+
+def test_a_timer_that_fires_early_is_set_again() -> None:
+    """Some event loops call up to a millisecond too soon; the timeout that the timer was for is not lost."""
+
+    async def test(made: Stand) -> None:
+        await made.link.ask(job("a", timeout=1, max_retries=1, persist=False))
+        await made.link.ask(Next("q"))
+        before = made.pump._timer
+        made.clock.step(0.9995)
+        made.pump._tick()
+
+        assert made.pump._timer is not None
+        assert made.pump._timer is not before
+
+    run(test)

@@ -1,0 +1,42 @@
+"""How a child process of the supervisor begins and reports: one boot line in, one control line out.
+
+Standard input brings a line of JSON and then stays open as the lifeline: its end means that the supervisor is gone. Standard output
+takes one line, `Ready` or `Failed`. Logs go to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TypeVar
+
+import msgspec
+
+from proteus_shards.config import Failed, FrontBoot, Ready, ShardBoot
+
+STDIN, STDOUT = 0, 1
+
+Boot = TypeVar("Boot", ShardBoot, FrontBoot)
+
+
+def read_boot(kind: type[Boot]) -> Boot:
+    """Read the boot line, byte by byte: what follows on standard input is the lifeline's. Exits where there is none, or a wrong one."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(STDIN, 1)
+        if not byte:
+            sys.exit("this program is started by proteus-shards serve, which tells it what to do on its standard input")
+        line += byte
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.DecodeError as error:
+        report(Failed(f"the boot line is wrong: {error}", final=True))
+        sys.exit(1)
+
+
+def report(message: Ready | Failed) -> None:
+    """Write a control line to the supervisor. One that is gone is not told: the lifeline says the rest."""
+    try:
+        os.write(STDOUT, msgspec.json.encode(message) + b"\n")
+    except BrokenPipeError:
+        return
