@@ -27,6 +27,7 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024  # an answer of several jobs stops before the
 Key: TypeAlias = "Hashable"
 
 _DELIVER = TRANSITIONS[Verb.DELIVER]
+_STATUSES = tuple(Status)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,8 +109,7 @@ class Holdings:
         """Take in stored rows, in the order `(ready_at, seq)`; `finish_load` ends it. Returns those that are no jobs, and why."""
         damaged: list[tuple[RowKey, str]] = []
         for row in rows:
-            if row.seq <= COUNT_MAX:
-                self._seq = max(self._seq, row.seq)
+            self.pass_over(row.seq)
             try:
                 job = job_of(row)
             except RowError as error:
@@ -117,14 +117,15 @@ class Holdings:
             else:
                 fault = self._misplaced(row)
                 if fault is None:
-                    self._settle_in(job, Status(row.status))
+                    self._settle_in(job, _STATUSES[row.status])
             if fault is not None:
                 damaged.append((RowKey(row.slot, row.seq, row.queue, row.id), fault))
         return damaged
 
     def pass_over(self, seq: int) -> None:
-        """Give no new job this seq nor one below it: a row that is no job has it."""
-        self._seq = max(self._seq, seq)
+        """Give no new job this seq nor one below it: a row has it. One that counting never reaches is no danger."""
+        if seq <= COUNT_MAX:
+            self._seq = max(self._seq, seq)
 
     def finish_load(self) -> None:
         """Put what has been loaded in order."""
@@ -226,9 +227,10 @@ class Holdings:
             self._restore(queue, other, None)
 
     def _misplaced(self, row: Row) -> str | None:
-        if row.slot != slot_of(row.queue):
-            return f"slot must be {slot_of(row.queue)}, not {row.slot}"
         queue = self.queues.get(row.queue)
+        slot = queue.slot if queue is not None else slot_of(row.queue)
+        if row.slot != slot:
+            return f"slot must be {slot}, not {row.slot}"
         if queue is not None and row.status != DEAD and row.id in queue.jobs:
             return "another live row has its queue and id"
         return None
@@ -236,9 +238,10 @@ class Holdings:
     def _settle_in(self, job: Job, status: Status) -> None:
         """Place a job that comes from the store."""
         queue = self.queues.get(job.queue) or self._make_queue(job.queue)
+        job.queue = queue.name  # one string for all
         status = self._due_status(job, status)
-        if status is READY or status is IN_FLIGHT:
-            self._clock = max(self._clock, job.ready_at)
+        if job.ready_at > self._clock and (status is READY or status is IN_FLIGHT):
+            self._clock = job.ready_at
         self._clock = max(self._clock, job.created_at, job.updated_at)
         if status is IN_FLIGHT:
             self._restart_timeout(job)

@@ -42,6 +42,10 @@ class Status(IntEnum):
     DEAD = 4  # its retries are used up; kept as a dead letter
 
 
+_STORED = frozenset({int(Status.READY), int(Status.IN_FLIGHT), int(Status.DEAD)})
+_IN_FLIGHT = int(Status.IN_FLIGHT)
+
+
 class Job(msgspec.Struct, eq=False, gc=False):
     """One job in a shard's memory. Compared and hashed by identity; never part of a reference cycle."""
 
@@ -127,6 +131,8 @@ class Batch(msgspec.Struct, gc=False):
 
 def name_fault(name: str) -> str | None:
     """Say what is wrong with a queue name or job id, or return None where nothing is."""
+    if 0 < len(name) <= NAME_LENGTH_MAX and name.isprintable():  # most are, and it is quickly found out
+        return None
     if not name:
         return "must not be empty"
     if len(name) > NAME_LENGTH_MAX:
@@ -138,17 +144,18 @@ def name_fault(name: str) -> str | None:
 
 def job_of(row: Row) -> Job:
     """Build the living job of a stored row. Raises `RowError`, which says what the row lacks to be one."""
-    for field, name in (("queue", row.queue), ("id", row.id)):
-        if (fault := name_fault(name)) is not None:
-            raise RowError(f"{field} {fault}")
-    if row.status not in (Status.READY, Status.IN_FLIGHT, Status.DEAD):
+    if (fault := name_fault(row.queue)) is not None:
+        raise RowError(f"queue {fault}")
+    if (fault := name_fault(row.id)) is not None:
+        raise RowError(f"id {fault}")
+    if row.status not in _STORED:
         raise RowError(f"status must be 2, 3 or 4, not {row.status}")
-    if (row.status == Status.IN_FLIGHT) != (row.run_id is not None):
+    if (row.status == _IN_FLIGHT) != (row.run_id is not None):
         raise RowError("run_id must be set exactly while the job is in flight")
     if not (0 <= row.timeout <= TIMEOUT_SECONDS_MAX and 0 <= row.attempt <= COUNT_MAX and 0 <= row.seq <= COUNT_MAX):
         raise RowError("timeout, attempt and seq must be in their range")
     instants = (row.ready_at, row.created_at, row.updated_at, row.created_at if row.run_at is None else row.run_at)
-    if not TIME_US_MIN <= min(instants) <= max(instants) <= TIME_US_MAX:  # one far in the future would drag the shard's clock along
+    if min(instants) < TIME_US_MIN or max(instants) > TIME_US_MAX:  # one far in the future would drag the shard's clock along
         raise RowError("ready_at, run_at, created_at and updated_at must lie in the years 1…9999")
     return Job(
         queue=row.queue,

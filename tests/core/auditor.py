@@ -38,30 +38,31 @@ class Auditor:
     def __init__(self, store: FakeStore) -> None:
         self.store = store
         self.jobs: dict[bytes, Told] = {}
-        self.asked: dict[int, tuple[Command, int, Told | None]] = {}  # the command, when it was sent, and the job that it is about
+        self.asked: dict[int, tuple[Command, Told | None, int]] = {}  # the command, its job, and until when a heartbeat would hold the run
         self.run_ids: set[bytes] = set()
         self.ticks = count(1)
 
     def ask(self, key: int, command: Command, shard: Shard, now: int) -> None:
         """Take note of a command that is about to be sent."""
-        told = None
+        told, until = None, 0
         if isinstance(command, Enqueue):
             told = self.jobs[command.payload] = Told(command, next(self.ticks))
         elif isinstance(command, Complete | Heartbeat | Undeliver):
             job = _live(shard, command.queue).get(command.id)
             if job is not None and (command.run_id == job.run_id or (command.run_id is None and not isinstance(command, Undeliver))):
                 told = self.jobs[job.payload]
+                until = now + job.timeout * SECOND if job.run_id == told.run_id else 0
         if told is not None and isinstance(command, Complete):
             told.may_be_gone = True
         if told is not None and isinstance(command, Undeliver):
             told.run_id = None
             told.deliveries -= 1
             told.attempt -= 1
-        self.asked[key] = (command, now, told)
+        self.asked[key] = (command, told, until)
 
     def answer(self, key: int, outcome: Outcome, shard: Shard, now: int) -> None:
         """Check an answer."""
-        command, sent, told = self.asked.pop(key)
+        command, told, until = self.asked.pop(key)
         if isinstance(outcome, Delivered):
             for job in outcome.jobs:
                 self._delivered(job, shard, now)
@@ -76,7 +77,7 @@ class Auditor:
                     told.gone = True
                     assert row is None, "completed, but still stored"
                 case Heartbeat():
-                    told.run_until = max(told.run_until, sent + told.command.timeout * SECOND)
+                    told.run_until = max(told.run_until, until)
 
     def _delivered(self, job: Delivery, shard: Shard, now: int) -> None:
         told = self.jobs[job.payload]

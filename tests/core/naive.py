@@ -12,89 +12,15 @@ Two things a failed commit does not take back: a deadline (a runner must never l
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, ListDead, Next, Reason, Undeliver
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.shard import DELIVERING_US, PUT_OFF_US
+from tests.core.naive_words import NaiveJob, Operation, Poll, Reply, Run
 
 SECOND = 1_000_000
-
-
-class Run:
-    """One delivery. Its id is not predicted but learned, once."""
-
-    def __init__(self) -> None:
-        self.id: bytes | None = None
-
-
-@dataclass
-class NaiveJob:
-    """A job, live or dead."""
-
-    queue: str
-    id: str
-    seq: int
-    ready_at: int
-    run_at: int | None
-    timeout: int
-    persist: bool
-    max_retries: int
-    payload: bytes
-    state: bytes | None
-    created_at: int
-    updated_at: int
-    status: str  # "scheduled", "ready", "in flight" or "dead"
-    attempt: int = 0
-    run: Run | None = None
-    reason: str | None = None
-    delivering: bool = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of payload and state."""
-        return len(self.payload) + len(self.state or b"")
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Its place in the queue."""
-        return (self.ready_at, self.seq)
-
-
-@dataclass
-class Reply:
-    """What a command should be answered."""
-
-    kind: str  # "done", "refused", "delivered" or "listed"
-    reason: Reason | None = None
-    field: str | None = None
-    jobs: list[NaiveJob] = dataclasses.field(default_factory=list)
-
-
-@dataclass
-class Poll:
-    """A waiting `next`."""
-
-    key: Hashable
-    queue: str
-    count: int
-    until: int
-
-
-@dataclass
-class Operation:
-    """Something that waits for a commit."""
-
-    queue: str
-    key: Hashable | None
-    reply: Reply | None
-    note: tuple[str, str, str, int] | None
-    before: tuple[list[NaiveJob], list[NaiveJob]]  # live and dead jobs of the queue
-    entries: int
-    runs: list[Run]
-    sealed: bool = False
 
 
 DONE = Reply("done")
@@ -130,7 +56,7 @@ class NaiveShard:
     @property
     def queues(self) -> set[str]:
         """Names of the queues that there is anything to say about."""
-        return {thing.queue for things in (self.live, self.dead, self.polls, self.operations) for thing in things}  # type: ignore[attr-defined]
+        return {thing.queue for things in (self.live, self.dead, self.polls, self.operations) for thing in things}
 
     @property
     def bytes(self) -> int:
@@ -164,18 +90,20 @@ class NaiveShard:
 
     # --- time ------------------------------------------------------------------------------------------------------
 
-    def advance(self, now: int, wall: int, kept: Callable[[NaiveJob], bool]) -> None:
+    def advance(self, now: int, wall: int, kept: Callable[[NaiveJob], bool], *, due: bool = True) -> None:
         """Set the clocks and do what is due. `kept` tells whether the shard still has a letter that it is free to keep or drop."""
         self.now, self.wall, self.clock = max(now, self.now), wall, max(wall, self.clock)
-        due = [job for job in self.live if job.status == "scheduled" and job.run_at is not None and job.run_at <= wall]
-        for job in due:
+        if not due:
+            return
+        reached = [job for job in self.live if job.status == "scheduled" and job.run_at is not None and job.run_at <= wall]
+        for job in reached:
             job.status = "ready"
             self.reached.add(job.seq)
-        self._match({job.queue for job in due})
+        self._match({job.queue for job in reached})
 
         expired = []
-        due = [job for job in self.live if job.status == "in flight" and self.deadlines[job.seq] <= self.now]
-        for job in sorted(due, key=lambda job: (self.deadlines[job.seq], job.seq)):
+        overdue = [job for job in self.live if job.status == "in flight" and self.deadlines[job.seq] <= self.now]
+        for job in sorted(overdue, key=lambda job: (self.deadlines[job.seq], job.seq)):
             if job.delivering or (self.away and job.persist):
                 self.deadlines[job.seq] = self.now + (DELIVERING_US if job.delivering else PUT_OFF_US)
             else:
@@ -311,7 +239,7 @@ class NaiveShard:
             self._answer(command.queue, key, _not_found(job, command.run_id))
             return
         state, write = command.state, job.persist and command.state is not None
-        if write and self.away:
+        if (write and self.away) or (job.queue, job.id) in self.doubt_names:
             self._answer(job.queue, key, AWAY)
             return
         if state is not None:

@@ -43,6 +43,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.rows: dict[RowKey, Row] = {}
+        self.damaged: list[Row] = []  # rows that are no jobs; no batch may name them
         self.batches: list[Batch] = []
 
     def commit(self, batch: Batch) -> None:
@@ -67,7 +68,7 @@ class FakeStore:
 
     def load(self) -> list[Row]:
         """Return all rows, in the order in which a shard wants them."""
-        return sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
+        return sorted([*self.rows.values(), *self.damaged], key=lambda row: (row.ready_at, row.seq))
 
     def read(self, keys: Iterable[RowKey]) -> dict[RowKey, Row]:
         """Return those of some rows that exist."""
@@ -88,7 +89,9 @@ def marked(row: Row, mark: Mark) -> Row:
 class Bench:
     """One shard, its clocks and its store. `ask` returns the answer to a command, or None where it does not come at once."""
 
-    def __init__(self, limits: Limits = LIMITS, store: FakeStore | None = None, *, now: int = NOW, wall: int = WALL, **changes: object) -> None:
+    def __init__(
+        self, limits: Limits = LIMITS, store: FakeStore | None = None, *, now: int = NOW, wall: int = WALL, **changes: object
+    ) -> None:
         self.limits = msgspec.structs.replace(limits, **changes)
         self.store = store or FakeStore()
         self.now, self.wall = now, wall
