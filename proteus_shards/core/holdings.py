@@ -72,6 +72,7 @@ class Holdings:
         self._replies: list[tuple[Key, Outcome]] = []
         self._ledger = Ledger()
         self._doubt: dict[tuple[str, str], None] = {}
+        self._recovered_runs: list[Job] = []
         self._waiting: dict[Key, Waiter] = {}
         self._deadlines: Deadlines[Job] = Deadlines(lambda job: job.deadline if job.status is IN_FLIGHT else None)
         self._schedule: Deadlines[Job] = Deadlines(lambda job: job.run_at if job.status is SCHEDULED else None)
@@ -118,6 +119,8 @@ class Holdings:
                 fault = self._misplaced(row)
                 if fault is None:
                     self._settle_in(job, _STATUSES[row.status])
+                    if job.status is IN_FLIGHT:
+                        self._recovered_runs.append(job)
             if fault is not None:
                 damaged.append((RowKey(row.slot, row.seq, row.queue, row.id), fault))
         return damaged
@@ -128,7 +131,10 @@ class Holdings:
             self._seq = max(self._seq, seq)
 
     def finish_load(self) -> None:
-        """Put what has been loaded in order."""
+        """Put what has been loaded in order. Runs that were in flight get their full timeout from now on, however long the load took."""
+        runs, self._recovered_runs = self._recovered_runs, []
+        for job in runs:
+            self._restart_timeout(job)
         self._order_dead()
 
     # --- delivery ----------------------------------------------------------------------------------------------

@@ -119,7 +119,10 @@ class RowKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, gc=False):
-    """One atomic change of a store: deletes first, then inserts, then marks. No two entries touch the same row."""
+    """One atomic change of a store: deletes first, then marks, then inserts. No two entries touch the same row.
+
+    The order counts where a store keeps `(queue, id)` of live rows unique: an id may pass from a job that dies to a new one.
+    """
 
     deletes: list[RowKey]
     inserts: list[Row]

@@ -112,7 +112,7 @@ class Shard(Holdings):
 
     def apply(self, key: Key | None, command: Command) -> None:
         """Carry out a command. Its outcome comes out of `take_replies` under `key`, now or once its commit is known; None: of no interest."""
-        if len(self._ledger) >= self.limits.shard_pending_max:
+        if len(self._ledger) >= self.limits.shard_pending_max and key is not None:
             self._emit(key, Refused(Reason.BUSY, "too many requests wait for the store (shard_pending_max)"))
         else:
             self._handlers[type(command)](key, command)
@@ -440,7 +440,9 @@ class Shard(Holdings):
 
     def _drop_old(self) -> None:
         oldest = self._clock - self.limits.dead_letters_us_max
-        while self._graves and self._graves[0][0] <= oldest:
+        for _ in range(DUE_MAX):
+            if not self._graves or self._graves[0][0] > oldest:
+                return
             queue, job = self._graves[0][1], letter_of(self._graves[0])
             if job is not None and job.persist and self.away:
                 return

@@ -17,7 +17,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from proteus_shards.core.commands import Delivered, Outcome
+from proteus_shards.core.commands import Delivered, Listed, Outcome
 from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.messages import Goodbye, check_hello, decode_greeting, decode_requests, encode, hello
@@ -32,6 +32,7 @@ FRAME_BYTES_SOFT = 1024 * 1024  # a frame is closed once it is larger; one messa
 MESSAGES_MAX = 1024  # and once it has this many messages, so that its first is not held up by its last
 WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 
+_LARGE = frozenset({Delivered, Listed})
 _array32 = struct.Struct(">BI").pack
 
 
@@ -103,7 +104,7 @@ class Connection(asyncio.Protocol):
         out, self._out = self._out, []
         if not out or self.closed or self._transport is None:
             return
-        if len(out) <= MESSAGES_MAX and not any(type(outcome) is Delivered for _, outcome in out):
+        if len(out) <= MESSAGES_MAX and not any(type(outcome) in _LARGE for _, outcome in out):
             self._transport.write(pack_frame(encode(out)))
             return
         frames: list[bytes] = []

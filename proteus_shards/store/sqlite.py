@@ -3,7 +3,7 @@
 All calls that may block run on one thread, which alone has the connection; a commit never holds up the event loop. A file is only ever
 opened by `sqlite_file.py`, which holds its lock for life.
 
-**Commit.** BEGIN, is the epoch still ours, deletes, inserts, marks, COMMIT. What raises has been rolled back, or the store has failed: from then on
+**Commit.** BEGIN, is the epoch still ours, deletes, marks, inserts, COMMIT. What raises has been rolled back, or the store has failed: from then on
 every call raises the same again, and closing leaves the file exactly as it is. A delete or a mark without its row means that memory
 and store no longer agree. Nothing is repaired then: the batch is rolled back and the store has failed, since after
 a restart memory is what the store says.

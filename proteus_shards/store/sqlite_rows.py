@@ -51,10 +51,10 @@ def write_batch(db: sqlite3.Connection, batch: Batch) -> None:
     found = _delete(db, [key.seq for key in deletes])
     if found != len(deletes):
         raise StoreFailed(f"{len(deletes) - found} of {len(deletes)} rows to delete are not in the store: memory and store do not agree")
-    insert_rows(db, [_astuple(row) for row in batch.inserts])
     found = _mark(db, marks)
     if found != len(marks):
         raise StoreFailed(f"{len(marks) - found} of {len(marks)} rows to change are not in the store: memory and store do not agree")
+    insert_rows(db, [_astuple(row) for row in batch.inserts])
 
 
 def insert_rows(db: sqlite3.Connection, rows: Sequence[Values]) -> None:

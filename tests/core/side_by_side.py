@@ -70,9 +70,17 @@ class SideBySide:
 
     def advance(self, *, due: bool = True) -> None:
         """Bring both to the clocks."""
+        self._learn_order_of_deaths()
         self.shard.advance(self.now, self.wall, due=due)
         self.model.advance(self.now, self.wall, self._keeps, due=due)
         self._compare()
+
+    def _learn_order_of_deaths(self) -> None:
+        """Among letters of one microsecond, which one goes first is the shard's to say."""
+        ranks: dict[tuple[str, int], int] = {}
+        for place, (_, queue, seq) in enumerate(self.shard._graves):
+            ranks.setdefault((queue.name, seq), place)
+        self.model.dead.sort(key=lambda job: (job.updated_at, ranks.get((job.queue, job.seq), len(ranks))))
 
     def _keeps(self, job: NaiveJob) -> bool:
         return job.queue in self.shard.queues and job.seq in self.shard.queues[job.queue].dead

@@ -30,6 +30,7 @@ class ScriptedStore:
         self.away: list[StoreError] = []  # raised by the coming reopens
         self.batches: list[Batch] = []
         self.damaged: list[Damaged] = []
+        self.during_load: Callable[[], None] = lambda: None
         self.began = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -41,6 +42,7 @@ class ScriptedStore:
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         yield self.damaged
+        self.during_load()
         rows = sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
         yield rows
 

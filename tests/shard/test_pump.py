@@ -374,3 +374,28 @@ def test_a_timer_that_fires_early_is_set_again() -> None:
         assert made.pump._timer is not before
 
     run(test)
+
+
+def test_a_run_that_was_in_flight_gets_its_full_timeout_after_a_long_recovery() -> None:
+    """The timeout of a recovered run begins when the shard serves again, not when it began to read."""
+
+    async def test(made: Stand) -> None:
+        await made.link.ask(job("a", timeout=5, max_retries=3))
+        await made.link.ask(Next("q"))
+        made.store.during_load = lambda: made.clock.step(60)
+        again = Pump(make_pump(made.store, made.clock).shard, made.store, made.clock)
+        await again.recover()
+        running = asyncio.create_task(again.run())
+        link = RecordingLink(again)
+        made.clock.step(4)
+        early = await link.ask(Next("q"))
+        made.clock.step(2)
+        again._grace_until_us = 0
+        again._timer_us = made.clock.now
+        late = await link.ask(Next("q"))
+        running.cancel()
+
+        assert [] == _jobs(early)
+        assert ["a"] == _jobs(late)
+
+    run(test)
