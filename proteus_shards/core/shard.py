@@ -112,7 +112,7 @@ class Shard(Holdings):
 
     def apply(self, key: Key | None, command: Command) -> None:
         """Carry out a command. Its outcome comes out of `take_replies` under `key`, now or once its commit is known; None: of no interest."""
-        if len(self._ledger) >= self.limits.shard_pending_max and key is not None:
+        if len(self._ledger) >= self.limits.shard_pending_max and type(command) is not Undeliver:  # to refuse that would cost a timeout
             self._emit(key, Refused(Reason.BUSY, "too many requests wait for the store (shard_pending_max)"))
         else:
             self._handlers[type(command)](key, command)

@@ -30,6 +30,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from proteus_shards.config import Settings
 from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.bodies import too_large
+from proteus_shards.front.connection import CURRENT_CONNECTION
 from proteus_shards.front.exchange import SCOPE_KEY, Exchange
 from proteus_shards.front.http1 import origin_form
 from proteus_shards.front.native import add_native_routes
@@ -65,7 +66,7 @@ def make_app(router: Router, settings: Settings) -> QuartTrio:
 
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, fault)
-    app.asgi_app = _Gate(app.asgi_app, router)  # type: ignore[method-assign]
+    app.asgi_app = _Gate(app.asgi_app, router, settings)  # type: ignore[method-assign]
     return app
 
 
@@ -95,9 +96,10 @@ def log_fault(error: BaseException) -> Problem:
 class _Gate:
     """The outermost part of the app: each HTTP request passes it on the way in, each answer on the way out."""
 
-    def __init__(self, app: AsgiApp, router: Router) -> None:
+    def __init__(self, app: AsgiApp, router: Router, settings: Settings) -> None:
         self._app = app
         self._router = router
+        self._settings = settings
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -126,8 +128,14 @@ class _Gate:
             await exchange.send(message)
 
         path = _path_of(scope)
+        broken = _broken_rule(scope, self._settings)
+        connection = CURRENT_CONNECTION.get()
+        if connection is not None:
+            connection.begin_exchange()
         try:
-            if path is None:
+            if broken is not None:
+                await _send(watched_send, broken.answer())
+            elif path is None:
                 await _send(watched_send, Problem(status=400, detail="the target of the request is not on this host").answer())
             elif path.startswith("//"):  # Werkzeug would take it for a path with one slash
                 await _send(watched_send, _NOTHING_HERE.answer())
@@ -139,6 +147,21 @@ class _Gate:
                 await _send(watched_send, problem.answer())
         finally:
             exchange.settle()
+            if connection is not None:
+                connection.end_exchange()
+
+
+def _broken_rule(scope: Any, settings: Settings) -> Problem | None:
+    """Say what Hypercorn lets pass and the fast lane does not, as far as it can still be seen here."""
+    if len(scope["headers"]) > settings.headers_max:
+        return Problem(status=431, detail=f"the request has more than {settings.headers_max} header fields (headers_max)")
+    path = scope.get("raw_path") or scope["path"].encode()
+    if len(path) + len(scope["query_string"]) + 1 > settings.url_bytes_max:
+        return Problem(status=414, detail=f"the target of the request is longer than {settings.url_bytes_max} bytes (url_bytes_max)")
+    names = [name for name, _ in scope["headers"]]
+    if scope["http_version"].startswith("1") and b"transfer-encoding" in names and b"content-length" in names:
+        return Problem(status=400, detail="content-length and transfer-encoding exclude each other", headers=(("connection", "close"),))
+    return None
 
 
 def _path_of(scope: Any) -> str | None:

@@ -41,12 +41,15 @@ class Caller:
         "line",
         "lingered",
         "lingering",
+        "marked",
         "open",
         "out",
         "phase",
+        "queued",
         "reader",
         "requests",
         "sock",
+        "taken",
     )
 
     def __init__(self, sock: socket.socket, reader: RequestReader, deadline: float) -> None:
@@ -55,7 +58,10 @@ class Caller:
         self.reader = reader
         self.line: deque[Slot] = deque()
         self.out = b""  # answers that the kernel has not taken yet
-        self.jobs: list[Delivery] = []  # those in `out`
+        self.queued = 0  # bytes that ever were in `out`
+        self.taken = 0  # of those, by the kernel
+        self.marked = 0  # `taken` when the deadline was last set
+        self.jobs: deque[tuple[int, Sequence[Delivery]]] = deque()  # of answers in `out`, with the `taken` at which each is all gone
         self.events = READ
         self.phase: Need | None = Need.NOTHING  # None: answers are awaited or being sent
         self.deadline = deadline

@@ -7,11 +7,14 @@ Hypercorn takes any stream that looks like trio's. This one adds what Hypercorn 
 - A client that stops reading does not hold a task for ever: each piece of an answer must be taken within a time.
 - It closes gently. A server that closes while unread bytes are left (an upload refused with 413) makes the kernel
   reset the connection, and the client may lose the answer that says why. So after its last byte it reads on for a moment, discarding.
+- A head that has begun must come to its end within a time. Hypercorn's own read timeout would cut waiting polls as well.
+- It knows whether an exchange is under way, so that a drain need not wait for a connection that owes nothing.
 - `abort` closes at once, from sync code, whatever Hypercorn shields.
 """
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar
 
 import trio
@@ -20,18 +23,27 @@ LINGER_SECONDS_MAX = 1.0
 LINGER_BYTES_MAX = 8 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
 RECEIVE_BYTES = 64 * 1024
+HTTP2 = b"PRI * HTTP/2"
 
 
 class Connection(trio.abc.HalfCloseableStream):
     """A socket stream as Hypercorn sees it. `stall_seconds_max`: how long the client may take over 64 KiB of an answer.
 
-    `unread` are bytes that someone else has read from the socket, and that come first.
+    `head_seconds_max`: how long over the head of a request. `unread` are bytes that someone else has read, and that come first.
     """
 
-    def __init__(self, stream: trio.SocketStream, stall_seconds_max: float, unread: bytes = b"") -> None:
+    def __init__(
+        self, stream: trio.SocketStream, stall_seconds_max: float, head_seconds_max: float = math.inf, unread: bytes = b""
+    ) -> None:
         self.socket = stream.socket  # Hypercorn asks it for the addresses
         self.sent_bytes = 0
         self.broken = False  # a send failed, or the connection was aborted
+        self.exchanges = 0  # requests that have begun and are not over
+        self.quiet_since = trio.current_time()  # when the last one was over
+        self._head_seconds_max = head_seconds_max
+        self._head_since: float | None = None  # when the first byte came of a request that has not begun
+        self._http2: bool | None = None
+        self._sending = 0
         self._stream = stream
         self._stall_seconds_max = stall_seconds_max
         self._unread = unread
@@ -39,11 +51,29 @@ class Connection(trio.abc.HalfCloseableStream):
         self._reading = False
         self._ended = trio.Event()
 
+    def begin_exchange(self) -> None:
+        """Note that a request has begun: its head is whole."""
+        self.exchanges += 1
+        self._head_since = None
+
+    def end_exchange(self) -> None:
+        """Note that a request is over."""
+        self.exchanges -= 1
+        self.quiet_since = trio.current_time()
+
+    def owes_nothing(self, quiet_seconds: float) -> bool:
+        """Say whether for so long no request has been under way, and nothing is being sent."""
+        return not self.exchanges and not self._sending and trio.current_time() - self.quiet_since >= quiet_seconds
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send data. Raises `trio.BrokenResourceError` where the client is gone or takes too long."""
-        with memoryview(data) as view:
-            for start in range(0, len(view), PIECE_BYTES):
-                await self._send_piece(view[start : start + PIECE_BYTES])
+        self._sending += 1
+        try:
+            with memoryview(data) as view:
+                for start in range(0, len(view), PIECE_BYTES):
+                    await self._send_piece(view[start : start + PIECE_BYTES])
+        finally:
+            self._sending -= 1
 
     async def _send_piece(self, piece: memoryview) -> None:
         if self.broken:
@@ -69,6 +99,7 @@ class Connection(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             first = self._unread[:max_bytes]
             self._unread = self._unread[len(first) :]
+            self._note_bytes(first)
             return first
         if self._reading:
             await self._ended.wait()
@@ -78,7 +109,7 @@ class Connection(trio.abc.HalfCloseableStream):
         data: bytes | bytearray = b""
         try:
             while True:
-                data = await self._stream.receive_some(max_bytes)
+                data = await self._receive_in_time(max_bytes)
                 discarded += len(data)
                 if not data or not self._finishing or discarded > LINGER_BYTES_MAX:
                     break
@@ -91,6 +122,23 @@ class Connection(trio.abc.HalfCloseableStream):
             self._ended.set()
             return b""
         return data
+
+    async def _receive_in_time(self, max_bytes: int | None) -> bytes | bytearray:
+        while True:
+            since = self._head_since if not self._http2 else None
+            with trio.move_on_at(math.inf if since is None else since + self._head_seconds_max):
+                data = await self._stream.receive_some(max_bytes)
+                self._note_bytes(data)
+                return data
+            if self._head_since is not None and not self.exchanges:
+                self.abort()
+                raise trio.BrokenResourceError("the head of a request did not come in time")
+
+    def _note_bytes(self, data: bytes | bytearray) -> None:
+        if self._http2 is None:
+            self._http2 = data.startswith(HTTP2)
+        if data and not self.exchanges and self._head_since is None and not self._finishing:
+            self._head_since = trio.current_time()
 
     async def send_eof(self) -> None:
         """Tell the client that nothing more comes."""

@@ -132,6 +132,10 @@ class RequestReader:
         """Take the next bytes of the connection."""
         self._buffer = self._buffer + data if self._buffer else data
 
+    def idle(self) -> bool:
+        """Say whether no request has begun that is not whole yet."""
+        return self._head is None and not self._buffer
+
     def unread(self) -> int:
         """Return how many bytes are held and not understood yet."""
         return len(self._buffer)
@@ -278,57 +282,48 @@ class RequestReader:
         return self._finish(bytes(self._body))
 
     def _read_chunks(self) -> Item:
+        at = 0  # how much of the buffer is understood; it is cut once, however many chunks it has
+        buffer = self._buffer
         while True:
-            buffer = self._buffer
             if self._body_left:  # data of a chunk
-                piece = buffer[: self._body_left]
+                piece = buffer[at : at + self._body_left]
                 self._body += piece
                 self._body_left -= len(piece)
-                self._buffer = buffer[len(piece) :]
+                at += len(piece)
                 if self._body_left:
-                    return self._wait_for_body()
+                    break
                 self._chunk_end = True
             elif self._chunk_end:
-                if len(buffer) < 2:
-                    return self._wait_for_body() if b"\r\n".startswith(buffer) else _fault(400, "a chunk of the body is malformed")
-                if buffer[:2] != b"\r\n":
-                    return _fault(400, "a chunk of the body is malformed")
-                self._buffer = buffer[2:]
+                line_end = buffer[at : at + 2]
+                if line_end != b"\r\n":
+                    if not b"\r\n".startswith(line_end):
+                        return _fault(400, "a chunk of the body is malformed")
+                    break
+                at += 2
                 self._chunk_end = False
             else:
-                size = self._chunk_size(buffer)
-                if not isinstance(size, int):
-                    return size
+                end = buffer.find(b"\r\n", at, at + CHUNK_HEAD_BYTES_MAX)
+                if end < 0:
+                    if not _may_become_size(buffer[at : at + CHUNK_HEAD_BYTES_MAX]):
+                        return _fault(400, "a chunk of the body is malformed")
+                    break
+                if _CHUNK_SIZE.fullmatch(buffer, at, end) is None:
+                    return _fault(400, "a chunk of the body is malformed, or has extensions")
+                size = int(buffer[at:end], 16)
                 if size == 0:
-                    return self._finish_chunks()
+                    trailer = buffer[end + 2 : end + 4]
+                    if trailer == b"\r\n":
+                        self._buffer = buffer[end + 4 :]
+                        return self._finish(bytes(self._body))
+                    if not b"\r\n".startswith(trailer):
+                        return _fault(400, "the body has trailer fields")
+                    break  # the last chunk is read again, with what follows it
                 if len(self._body) + size > self._limits.body_size_max:
                     return Fault(too_large(self._limits.body_size_max))
+                at = end + 2
                 self._body_left = size
-
-    def _chunk_size(self, buffer: bytes) -> int | Item:
-        end = buffer.find(b"\r\n", 0, CHUNK_HEAD_BYTES_MAX)
-        if end < 0:
-            head = buffer[:-1] if buffer.endswith(b"\r") else buffer
-            if len(buffer) >= CHUNK_HEAD_BYTES_MAX or (head and _CHUNK_SIZE.fullmatch(head) is None) or buffer == b"\r":
-                return _fault(400, "a chunk of the body is malformed")
-            return self._wait_for_body()
-        if _CHUNK_SIZE.fullmatch(buffer, 0, end) is None:
-            return _fault(400, "a chunk of the body is malformed, or has extensions")
-        size = int(buffer[:end], 16)
-        if size:
-            self._buffer = buffer[end + 2 :]
-        return size
-
-    def _finish_chunks(self) -> Item:
-        """Read the last chunk (`0`), which is still in the buffer, and the empty trailer behind it."""
-        end = self._buffer.find(b"\r\n") + 2
-        tail = self._buffer[end : end + 2]
-        if tail == b"\r\n":
-            self._buffer = self._buffer[end + 2 :]
-            return self._finish(bytes(self._body))
-        if b"\r\n".startswith(tail):
-            return self._wait_for_body()
-        return _fault(400, "the body has trailer fields")
+        self._buffer = buffer[at:]
+        return self._wait_for_body()
 
     def _wait_for_body(self) -> Need:
         if not self._told and not self._body and not self._buffer:
@@ -356,6 +351,12 @@ def origin_form(target: bytes, host: bytes) -> bytes | None:
 
 def _without_port(authority: bytes) -> bytes:
     return authority.lower().removesuffix(b":80")
+
+
+def _may_become_size(head: bytes) -> bool:
+    """Say whether this may be the beginning of a chunk's size and its line end."""
+    digits = head.removesuffix(b"\r")
+    return len(head) < CHUNK_HEAD_BYTES_MAX and head != b"\r" and (not digits or _CHUNK_SIZE.fullmatch(digits) is not None)
 
 
 def _fault(status: int, detail: str) -> Fault:

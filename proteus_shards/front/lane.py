@@ -19,9 +19,9 @@ request at a time.
 before the kernel has taken the whole answer, its jobs are given back. Once the kernel has it, nobody can know. A client that shuts down
 only its sending side counts as gone for a `next`, and is answered for anything else.
 
-**Bounds, each a setting.** Time for a head (header_seconds_max), for a body and for the client to take an answer (request_seconds_max), idle time
-(connection_idle_seconds_max), connections, requests on one connection, pipelined requests, unsent bytes. Times are deadlines in
-total, not from byte to byte, and are looked at every `SWEEP_SECONDS`. A connection that asks faster than it reads is not read from. With no file
+**Bounds, each a setting.** Time for a head (header_seconds_max), for a body and for each 64 KiB that a client takes of its answers (request_seconds_max), idle time
+(connection_idle_seconds_max), connections, requests on one connection, pipelined requests, unsent bytes. They are deadlines for
+the whole, not from byte to byte, and are looked at every `SWEEP_SECONDS`. A connection that asks faster than it reads is not read from. With no file
 descriptor left, accepting pauses until one is free.
 
 No exception of one connection touches another: what its handling raises is logged, and ends that connection only.
@@ -57,6 +57,7 @@ ACCEPTS_AT_ONCE = 64
 ACCEPT_PAUSE_SECONDS = 0.1
 LINGER_SECONDS = 1.0
 LINGER_BYTES_MAX = 8 * 1024 * 1024
+PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_seconds_max
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -103,7 +104,6 @@ class Lane:
         self._accepting = False
         self._accept_again = math.inf
         self._stopping = False
-        self._emptied = trio.Event()
         self._common: dict[int, bytes] = {}  # by status, the bytes of answers that have no more than that
         self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
 
@@ -132,14 +132,17 @@ class Lane:
         self._accept(on=False)
         self._listener.close()
         for client in list(self._clients.values()):
-            client.closing = True
-            if not client.line and not client.out and not client.reader.unread():
-                self._close(client)
-        self._note_empty()
+            if client.events & READ:
+                self._guard(client, self._receive)  # a request that has come already is served
+            if client.open and client.reader.idle():  # the others say close with their answer
+                client.closing = True
+                if not client.line and not client.out and not client.lingering:
+                    self._close(client)
 
-    async def wait_empty(self) -> None:
-        """Wait, after `stop`, until no connection is left, those handed over included."""
-        await self._emptied.wait()
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is left, those handed over included."""
+        return not self._clients and not self._elsewhere
 
     def statistics(self) -> LaneStatistics:
         """Return what the lane holds and has done."""
@@ -179,10 +182,6 @@ class Lane:
             self._date = date
             self._common.clear()
 
-    def _note_empty(self) -> None:
-        if self._stopping and not self._clients and not self._elsewhere:
-            self._emptied.set()
-
     # --- sockets -----------------------------------------------------------------------------------------------
 
     def _handle_ready(self) -> None:
@@ -197,7 +196,8 @@ class Lane:
                 continue  # closed by what came before it in this list
             if events & WRITE:
                 self._guard(client, self._send)
-            if events & ~WRITE and client.open:
+            # What `_send` has just done may have ended the wish to read; only a broken socket is looked at regardless.
+            if client.open and events & (client.events | ~(READ | WRITE)) & ~WRITE:
                 self._guard(client, self._receive)
 
     def _guard(self, client: Caller, work: Callable[[Caller], None]) -> None:
@@ -255,6 +255,8 @@ class Lane:
             client.lingered += len(data)
             if client.lingered > LINGER_BYTES_MAX:
                 self._close(client)
+        elif client.handover is not None:
+            client.handover += data
         elif not client.closing:
             client.reader.feed(data)
             self._read_requests(client)
@@ -387,7 +389,9 @@ class Lane:
         parts = [client.out] if had_out else []
         while line and (data := line[0].data) is not None:
             parts.append(data)
-            client.jobs += line.popleft().jobs
+            client.queued += len(data)
+            if jobs := line.popleft().jobs:
+                client.jobs.append((client.queued, jobs))
         out = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
             taken = client.sock.send(out) if out else 0
@@ -397,14 +401,16 @@ class Lane:
             self._close(client)
             return
         client.out = out[taken:]
+        client.taken += taken
+        while client.jobs and client.jobs[0][0] <= client.taken:
+            client.jobs.popleft()  # the kernel has all of that answer
         if client.out:
-            if not had_out:
+            if not had_out or client.taken >= client.marked + PIECE_BYTES:
+                client.marked = client.taken
                 client.phase = None
                 client.deadline = self._now + self._settings.request_seconds_max
             self._watch(client)
             return
-        if client.jobs:
-            client.jobs = []
         self._go_on(client)
 
     def _go_on(self, client: Caller) -> None:
@@ -476,17 +482,15 @@ class Lane:
         self._handed_over += 1
         self._elsewhere += 1
         self._hand_over(client.sock, client.handover, self._take_note_of_end)
-        self._note_empty()
 
     def _take_note_of_end(self) -> None:
         self._elsewhere -= 1
         self._accept(on=True)
-        self._note_empty()
 
     def _close(self, client: Caller) -> None:
         if not client.open:
             return
-        jobs = client.jobs
+        jobs = [job for _, held in client.jobs for job in held]
         for slot in client.line:
             jobs += slot.jobs
             if slot.link is not None:
@@ -496,4 +500,3 @@ class Lane:
         if jobs:
             self._router.undeliver(jobs)
         self._accept(on=True)
-        self._note_empty()

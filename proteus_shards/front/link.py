@@ -69,6 +69,7 @@ FRAME_BYTES_SOFT = 1024 * 1024
 FRAME_REQUESTS_MAX = 1024
 REQUEST_BYTES = 64  # what a request weighs beside its payload, state and names
 RECEIVE_BYTES = 256 * 1024
+OWED_MAX = 100_000  # give-backs kept for another try; each is a run that its client never saw
 
 OnReply: TypeAlias = Callable[[Outcome], None]
 
@@ -114,6 +115,7 @@ class Link:
         self._pending: dict[int, _Pending] = {}
         self._queue: deque[tuple[int, Command, int]] = deque()  # number, command, weight in bytes
         self._queued_bytes = 0
+        self._owed: deque[Undeliver] = deque()  # give-backs to try again
         self._number = 0
         self._writer = trio.lowlevel.ParkingLot()
         self._changed = trio.Event()  # set, and replaced, when the link comes up or nothing is in flight any more
@@ -179,14 +181,22 @@ class Link:
         self._note_idle()
 
     def undeliver(self, jobs: Iterable[Delivery]) -> None:
-        """Give back runs that surely never reached a runner. Where the link is down, they return at their timeout."""
+        """Give back runs that surely never reached a runner. What can't be given back now is tried again, until the shard knows of no such run."""
         for job in jobs:
             self._undelivered += 1
-            if self._connected:
-                command = Undeliver(job.queue, job.id, job.run_id)
-                self._enter(command, self._check_undelivered, _weigh(command))
-            else:
-                self._check_undelivered(Refused(Reason.BUSY, f"shard {self.shard} is away"))
+            self._give_back(Undeliver(job.queue, job.id, job.run_id))
+
+    def _give_back(self, command: Undeliver) -> None:
+        if self._connected:
+            self._enter(command, partial(self._check_give_back, command), _weigh(command))
+        elif len(self._owed) < OWED_MAX:
+            self._owed.append(command)
+        else:
+            log.warning("a run could not be given back and waits for its timeout", extra={"shard": self.shard})
+
+    def _check_give_back(self, command: Undeliver, outcome: Outcome) -> None:
+        if isinstance(outcome, Refused) and outcome.reason is not Reason.NOT_FOUND and len(self._owed) < OWED_MAX:
+            self._owed.append(command)  # `_sweep` tries again
 
     def end_polls(self) -> None:
         """Answer every waiting poll with "no job" now."""
@@ -257,10 +267,6 @@ class Link:
     def _announce(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-
-    def _check_undelivered(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Refused) and outcome.reason is not Reason.NOT_FOUND:
-            log.warning("a run could not be given back and waits for its timeout", extra={"shard": self.shard, "error": outcome.detail})
 
     def _learn(self, outcome: Outcome) -> None:
         if isinstance(outcome, Statistics):
@@ -436,6 +442,8 @@ class Link:
             late = [number for number, pending in self._pending.items() if pending.deadline <= now]
             for number in late:
                 self._expire(number)
+            for _ in range(len(self._owed)):
+                self._give_back(self._owed.popleft())
 
     def _expire(self, number: int) -> None:
         pending = self._pending.pop(number, None)

@@ -16,12 +16,12 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -34,7 +34,8 @@ from proteus_shards.front.router import Router
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, LifespanState
 
-HEAD_BYTES_MAX = 16 * 1024  # request line and headers together
+DRAIN_QUIET_SECONDS = 0.5  # a connection without a request for so long is closed by a drain
+ACCEPT_PAUSE_SECONDS = 0.1
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -47,9 +48,24 @@ def hypercorn_config(settings: Settings) -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = settings.connection_idle_seconds_max
     config.graceful_timeout = settings.drain_seconds_max
-    config.h11_max_incomplete_size = HEAD_BYTES_MAX
-    config.h2_max_header_list_size = HEAD_BYTES_MAX
+    config.h11_max_incomplete_size = settings.header_bytes_max
+    config.h2_max_header_list_size = settings.header_bytes_max
     return config
+
+
+class _ConnectionServer(TCPServer):
+    """Hypercorn's own, but that a connection is over when the client has ended it, and not only after its idle time."""
+
+    _over = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._over = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._over and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 class Server:
@@ -66,6 +82,7 @@ class Server:
         self._draining = trio.Event()
         self._one_fewer = trio.Event()
         self._lane: Lane | None = None
+        self._accepted = 0  # connections that are open and came without the lane
 
     @property
     def connections(self) -> int:
@@ -120,20 +137,40 @@ class Server:
             ended()
 
     async def _serve_directly(self, listener: socket.socket, connections: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(partial(trio.serve_listeners, self.serve_connection, [listening], handler_nursery=connections))
+            accepting.start_soon(self._accept, trio.SocketListener(trio.socket.from_stdlib_socket(listener)), connections)
             task_status.started()
             await self._draining.wait()
             accepting.cancel_scope.cancel()
 
+    async def _accept(self, listening: trio.SocketListener, connections: trio.Nursery) -> None:
+        async with listening:
+            while True:
+                while self._accepted >= self._settings.connections_max:
+                    await self._wait_for_one_fewer()
+                try:
+                    stream = await listening.accept()
+                except OSError as error:  # no descriptor left, most likely
+                    log.warning("accepting pauses", extra={"error": error.strerror, "connections": len(self._connections)})
+                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
+                else:
+                    self._accepted += 1
+                    connections.start_soon(self._serve_accepted, stream)
+
+    async def _serve_accepted(self, stream: trio.SocketStream) -> None:
+        try:
+            await self.serve_connection(stream)
+        finally:
+            self._accepted -= 1
+            self._one_fewer.set()
+
     async def serve_connection(self, stream: trio.SocketStream, unread: bytes = b"") -> None:
         """Serve one plaintext connection until its end, with bytes that were read from it before. Raises nothing."""
-        connection = Connection(stream, self._settings.request_seconds_max, unread)
+        connection = Connection(stream, self._settings.request_seconds_max, self._settings.header_seconds_max, unread)
         self._connections.add(connection)
         CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
         try:
-            await TCPServer(self._app, self._config, self._context, self._state, cast("Any", connection))
+            await _ConnectionServer(self._app, self._config, self._context, self._state, cast("Any", connection))
         except* Exception:
             log.exception("a connection failed")
         finally:
@@ -142,8 +179,14 @@ class Server:
             self._one_fewer.set()
 
     async def _wait_closed(self) -> None:
-        if self._lane is not None:
-            await self._lane.wait_empty()
-        while self._connections:
-            self._one_fewer = trio.Event()
-            await self._one_fewer.wait()
+        """Wait until no connection is left. Those that owe nothing are not waited for: some kinds never end by themselves."""
+        while self._connections or not (self._lane is None or self._lane.empty):
+            for connection in list(self._connections):
+                if connection.owes_nothing(DRAIN_QUIET_SECONDS):
+                    connection.abort()
+            with trio.move_on_after(DRAIN_QUIET_SECONDS / 5):
+                await self._wait_for_one_fewer()
+
+    async def _wait_for_one_fewer(self) -> None:
+        self._one_fewer = trio.Event()
+        await self._one_fewer.wait()

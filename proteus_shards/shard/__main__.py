@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proteus_shards import logs
 from proteus_shards.boot import STDIN, read_boot, report
@@ -82,6 +82,7 @@ async def serve(boot: ShardBoot) -> int:
     pump = Pump(Shard(limits_of(settings, store), run_ids()), store, read_clocks, index=boot.shard)
     ending = asyncio.Event()
     _watch_lifeline(ending)
+    asyncio.get_running_loop().set_exception_handler(fail_stop)
     try:
         await patiently(pump.recover)
         gc.collect()
@@ -110,6 +111,16 @@ async def serve(boot: ShardBoot) -> int:
     await listener.close()
     await store.close()
     return int(failed)
+
+
+def fail_stop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End the process after a bug in a callback: memory that may be half changed serves nobody. A restart recovers from the store."""
+    error = context.get("exception")
+    if error is None or isinstance(error, OSError):
+        log.error("event loop", extra={"detail": context["message"], "error": str(error) if error else None})
+        return
+    log.critical("shard ends after a fault inside", exc_info=error)
+    os._exit(1)
 
 
 def _watch_lifeline(ending: asyncio.Event) -> None:

@@ -88,6 +88,8 @@ def fault_of(error: Exception, path: Path, *, committing: bool = False) -> Store
             return StorePermanent("a value cannot be stored: text must be unicode, a number must fit 64 bits")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged(path)
+    if isinstance(error, OSError):
+        return StoreFailed(f"{path} cannot be used: {error.strerror}; check that it is a folder that this user may write to")
     name = getattr(error, "sqlite_errorname", None) or (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     return StoreFailed(f"{path} failed ({name}): it must be opened and read anew")
 

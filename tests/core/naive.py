@@ -149,7 +149,7 @@ class NaiveShard:
 
     def apply(self, key: Hashable, command: Command) -> None:
         """Do what a command says."""
-        if self.pending >= self.limits.shard_pending_max:
+        if self.pending >= self.limits.shard_pending_max and not isinstance(command, Undeliver):
             self.replies[key] = AWAY
             return
         match command:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Next, Outcome, Reason
+from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Next, Outcome, Reason, Undeliver
 from tests.core.rig import DONE, SECOND, WALL, Bench, check_books, refused
 
 
@@ -115,6 +115,20 @@ def test_shard_pending_max() -> None:
     bench.commit()
     assert sorted(bench.shard.queues["q"].jobs) == ["1", "2"]
     assert bench.enqueue("3", "other") == DONE
+
+
+def test_to_give_back_is_never_too_much() -> None:
+    """A run that nobody saw goes back even beyond shard_pending_max: refused, it would wait out its timeout."""
+    bench = Bench(shard_pending_max=2)
+    bench.enqueue("seen by nobody")
+    (run,) = bench.take()
+    bench.enqueue("1", persist=True)
+    bench.enqueue("2", persist=True)
+
+    says(bench.ask(Next("q")), Reason.BUSY, "shard_pending_max")
+    bench.ask(Undeliver("q", "seen by nobody", run.run_id))
+    bench.commit()
+    assert [(run.id, run.attempt) for run in bench.take()] == [("seen by nobody", 1)]
 
 
 def test_without_a_store_persisted_jobs_are_refused_for_good() -> None:

@@ -424,7 +424,8 @@ async def test_stop_answers_what_is_under_way_and_closes_what_is_idle(tmp_path: 
         assert 202 == (await busy.answer())[0]
         assert await busy.ended()
         with trio.fail_after(PATIENCE_SECONDS):
-            await made.lane.wait_empty()
+            while not made.lane.empty:
+                await trio.lowlevel.checkpoint()
 
 
 async def test_the_polls_of_hundreds_of_connections_wait_at_once(tmp_path: Path) -> None:
@@ -438,3 +439,79 @@ async def test_the_polls_of_hundreds_of_connections_wait_at_once(tmp_path: Path)
         await made.shard.reply(*[(number, Delivered([])) for number, _ in asked])
         for caller in callers:
             assert 204 == (await caller.answer())[0]
+
+
+async def test_bytes_that_come_while_a_handover_waits_go_along(tmp_path: Path) -> None:
+    """A connection that is to be handed over loses nothing of what arrives before that: the rest of a body is no request."""
+    async with stand(tmp_path, lambda command: None if isinstance(command, Enqueue) else obliging(command)) as made:
+        caller = await made.connect()
+        await caller.send(post() + get(b"/health"))
+        ((number, _),) = await made.shard.wait_command(Enqueue)
+        (client,) = made.lane._clients.values()
+        assert client.handover == get(b"/health")
+        await caller.send(b"more")
+        with trio.fail_after(PATIENCE_SECONDS):
+            while client.handover == get(b"/health"):
+                made.lane._receive(client)  # as a poll would that saw the socket readable before the wish to read had ended
+                await trio.lowlevel.checkpoint()
+        await made.shard.reply((number, Done()))
+        assert 202 == (await caller.answer())[0]
+        with trio.fail_after(PATIENCE_SECONDS):
+            await made.handed_over.wait()
+
+        assert get(b"/health") + b"more" == made.handed[0][1]
+
+
+async def test_a_delivery_that_was_taken_whole_is_not_given_back_with_the_one_behind_it(tmp_path: Path) -> None:
+    """Of two pipelined answers, only the one that the client has not got returns to its queue."""
+
+    def answer(command: Command) -> Outcome | None:
+        if not isinstance(command, Next):
+            return obliging(command)
+        payload = b'"' + b"x" * 20_000_000 + b'"' if command.queue == "large" else b"1"
+        return Delivered([delivery(command.queue, payload=payload)])
+
+    async with stand(tmp_path, answer) as made:
+        caller = await made.connect()
+        caller.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await caller.send(get(b"/next?queue=small") + get(b"/next?queue=large"))
+        assert b'"queue":"small"' in (await caller.answer())[2]
+        await caller.stream.receive_some(1)
+        caller.reset()
+
+        ((_, command),) = await made.shard.wait_command(Undeliver)
+        assert isinstance(command, Undeliver)
+        assert "large" == command.queue
+
+
+async def test_a_client_that_reads_steadily_is_not_cut_off_however_long_it_takes(tmp_path: Path) -> None:
+    """The time to take answers begins anew with every piece."""
+
+    def answer(command: Command) -> Outcome | None:
+        return Delivered([delivery(payload=b'"' + b"x" * 1_000_000 + b'"')]) if isinstance(command, Next) else obliging(command)
+
+    async with stand(tmp_path, answer, request_seconds_max=0.6) as made:
+        caller = await made.connect()
+        caller.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        await caller.send(get() * 16)
+        for _ in range(16):
+            assert 200 == (await caller.answer())[0]
+            await trio.sleep(0.1)  # the pace is what the test is about
+        assert 0 == made.lane.statistics().timeouts
+
+
+async def test_stop_lets_a_request_that_has_begun_come_to_its_end(tmp_path: Path) -> None:
+    """Half a head and half a body are waited for, and answered with close."""
+    async with stand(tmp_path) as made:
+        head, body = await made.connect(), await made.connect()
+        await head.send(post()[:10])
+        await body.send(post()[:-5])
+        while made.lane.statistics().connections < 2 or any(client.reader.idle() for client in made.lane._clients.values()):
+            await trio.lowlevel.checkpoint()
+        made.lane.stop()
+        await head.send(post()[10:])
+        await body.send(post()[-5:])
+
+        for caller in (head, body):
+            status, fields, _ = await caller.answer()
+            assert (202, "close") == (status, fields["connection"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -112,25 +111,36 @@ async def test_a_reply_that_nobody_asked_for_is_ignored(cable: Cable) -> None:
     assert cable.shard.commands == []
 
 
-async def test_a_run_that_cannot_be_given_back_is_logged(cable: Cable, caplog: pytest.LogCaptureFixture) -> None:
-    """Unless it is over already, which is as good."""
-    cable.shard.answer = lambda command: Refused(Reason.NOT_FOUND, "over") if isinstance(command, Undeliver) else obliging(command)
+async def test_a_run_that_the_shard_cannot_take_back_now_is_given_back_later(cable: Cable) -> None:
+    """A busy shard, or one whose store is away, is asked again, until it says yes or knows of no such run."""
+    answers = [Refused(Reason.BUSY, "store away"), Refused(Reason.BUSY, "store away"), Refused(Reason.NOT_FOUND, "over")]
+    cable.shard.answer = lambda command: answers.pop(0) if isinstance(command, Undeliver) else obliging(command)
     cable.link.undeliver([delivery()])
-    await cable.wait_quiet()
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-    cable.shard.answer = lambda command: Refused(Reason.BUSY, "store away") if isinstance(command, Undeliver) else obliging(command)
-    cable.link.undeliver([delivery()])
+    asked = await cable.shard.wait_command(Undeliver, 3)
     await cable.wait_quiet()
 
-    assert [record.__dict__["error"] for record in caplog.records if record.levelno >= logging.WARNING] == ["store away"]
+    assert {("q", "a", RUN_ID)} == {(command.queue, command.id, command.run_id) for _, command in asked if isinstance(command, Undeliver)}
+    assert answers == []
 
 
-async def test_a_run_is_not_given_back_over_a_link_that_is_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It waits for its timeout, and the log says so."""
-    Link(str(tmp_path / "none.sock"), 0, SETTINGS).undeliver([delivery()])
+async def test_a_run_is_given_back_once_the_link_is_up(cable: Cable) -> None:
+    """What was to be given back while the link was down is not forgotten."""
+    await cable.shard.hang_up()
+    while cable.link.connected:
+        await trio.lowlevel.checkpoint()
+    cable.link.undeliver([delivery()])
 
-    assert [record.__dict__["error"] for record in caplog.records] == ["shard 0 is away"]
+    assert [Undeliver("q", "a", RUN_ID)] == [command for _, command in await cable.shard.wait_command(Undeliver)]
+
+
+async def test_give_backs_that_are_owed_have_a_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it a run waits for its timeout, and the log says so."""
+    monkeypatch.setattr("proteus_shards.front.link.OWED_MAX", 1)
+    Link(str(tmp_path / "none.sock"), 0, SETTINGS).undeliver([delivery(), delivery()])
+
+    assert ["a run could not be given back and waits for its timeout"] == [record.getMessage() for record in caplog.records]
 
 
 async def test_ending_the_polls_answers_them_with_no_job(cable: Cable) -> None:

@@ -422,3 +422,71 @@ async def test_a_drain_aborts_what_does_not_end(tmp_path: Path, caplog: pytest.L
 
         assert [command for _, command in await site.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
     assert ["connections were aborted" in record.getMessage() for record in caplog.records] == [True]
+
+
+async def test_a_connection_of_hypercorn_is_over_when_its_client_has_ended_it(tmp_path: Path) -> None:
+    """It does not keep its place until the idle time is up."""
+    async with serving(tmp_path) as site:
+        client = await site.client()
+        assert (await client.ask("GET", "/health")).status == 200
+        client.stream.socket.close()
+        with trio.fail_after(PATIENCE_SECONDS):
+            while site.server.connections:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_connections_max_holds_without_the_lane(tmp_path: Path) -> None:
+    """A client beyond it waits until another has left."""
+    async with serving(tmp_path, msgspec.structs.replace(SETTINGS, fast_lane=False, connections_max=1)) as site:
+        first, second = await site.client(), await site.client()
+        assert (await first.ask("POST", "/enqueue", JOB)).status == 202
+        await second.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB)
+        assert (await first.ask("POST", "/enqueue", JOB)).status == 202
+        assert len(site.shard.commands) == 2
+        first.stream.socket.close()
+
+        assert (await second.receive()).status == 202
+
+
+async def test_half_a_head_is_cut_off_without_the_lane_and_a_waiting_poll_is_not(tmp_path: Path) -> None:
+    """header_seconds_max is for heads alone."""
+    settings = msgspec.structs.replace(SETTINGS, fast_lane=False, header_seconds_max=0.2)
+    async with serving(tmp_path, settings) as site:
+        slow, poll = await site.client(), await site.client()
+        await poll.send(b"GET /next?queue=q&wait=30 HTTP/1.1\r\nhost: x\r\n\r\n")
+        ((number, _),) = await site.shard.wait_command(Next)
+        await slow.send(b"GET /health HTTP/1.1\r\nhost:")
+
+        assert await slow.wait_closed() == b""
+        await site.shard.reply((number, Delivered([])))
+        assert (await poll.receive()).status == 204
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "status"),
+    [
+        (b"/health?" + b"x" * 2000, b"", 414),
+        (b"/health", b"a: b\r\n" * 20, 431),
+        (b"/health", b"content-length: 3\r\ntransfer-encoding: chunked\r\n", 400),
+    ],
+)
+async def test_the_rules_of_the_lane_hold_behind_it(tmp_path: Path, target: bytes, fields: bytes, status: int) -> None:
+    """Targets, fields and lengths have the same limits on Hypercorn."""
+    settings = msgspec.structs.replace(SETTINGS, fast_lane=False, url_bytes_max=1000, headers_max=20)
+    async with serving(tmp_path, settings) as site:
+        client = await site.client()
+        await client.send(b"GET " + target + b" HTTP/1.1\r\nhost: x\r\n" + fields + b"\r\n")
+
+        assert (await client.receive(leave_open=False)).status == status
+
+
+async def test_a_drain_does_not_wait_for_connections_that_owe_nothing(tmp_path: Path) -> None:
+    """An idle HTTP/2 connection, say, is closed."""
+    async with serving(tmp_path) as site:
+        client = await site.client()
+        await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+        with trio.fail_after(PATIENCE_SECONDS):
+            await client.stream.receive_some(1)
+            site.server.drain()
+            while await client.stream.receive_some(65536):
+                pass
