@@ -68,6 +68,7 @@ class Holdings:
         self._now = 0
         self._wall = 0
         self._clock = 0
+        self._wall_stepped = 0  # by how much the wall clock has been set forward
         self._seq = 0
         self._replies: list[tuple[Key, Outcome]] = []
         self._ledger = Ledger()

@@ -25,7 +25,8 @@ counts as away, and the ids in doubt are refused.
 put off (later, never earlier), and a persisted job at the head of its queue is not passed by the jobs behind it. All else goes on.
 
 **Two clocks.** `now` is monotonic and decides timeouts and polls. `wall` decides when a scheduled job is due, and gives, held
-never-decreasing, the first half of the order key; a wall clock that jumps disturbs neither order nor timeouts.
+never-decreasing, the first half of the order key; a wall clock that jumps disturbs neither order nor timeouts, and ages no
+dead letter. (A restart takes the wall clock as it finds it.)
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from proteus_shards.core.model import Batch
 
 DUE_MAX = 4096  # timeouts and schedules handled by one advance; the rest come with the next, right away
+WALL_STEP_US = 60 * SECOND_US  # a wall clock that gains this much on the monotonic one has been set
 PUT_OFF_US = SECOND_US  # how long a timeout is put off that can't be written while the store is away
 DELIVERING_US = 10_000  # how long one is that came up while its delivery still waits for its commit
 
@@ -92,6 +94,9 @@ class Shard(Holdings):
 
         Without `due` only the clocks move: after a stall, what arrived meanwhile (heartbeats above all) should come first.
         """
+        step = (wall - self._wall) - (now - self._now)
+        if step > WALL_STEP_US and self._wall:
+            self._wall_stepped += step  # dead letters do not get older by it
         self._now = max(now, self._now)
         self._wall = wall
         self._clock = max(wall, self._clock)
@@ -103,7 +108,7 @@ class Shard(Holdings):
             self._expire()
         if (first := self._polls.first()) is not None and first <= self._now:
             self._end_polls()
-        if self._graves and self._graves[0][0] <= self._clock - self.limits.dead_letters_us_max:
+        if self._graves and self._graves[0][0] <= self._clock - self._wall_stepped - self.limits.dead_letters_us_max:
             self._drop_old()
         for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
             job.timed = False
@@ -135,7 +140,7 @@ class Shard(Holdings):
             if first is not None:
                 waits.append(max(0, first - clock))
         if self._graves and not self.away:
-            waits.append(max(0, self._graves[0][0] + self.limits.dead_letters_us_max - wall))
+            waits.append(max(0, self._graves[0][0] + self._wall_stepped + self.limits.dead_letters_us_max - wall))
         return min(waits, default=None)
 
     def waiting(self) -> list[Key]:
@@ -439,7 +444,7 @@ class Shard(Holdings):
                 self._answer(self.queues.get(waiter.queue.name), waiter.key, Delivered([]))
 
     def _drop_old(self) -> None:
-        oldest = self._clock - self.limits.dead_letters_us_max
+        oldest = self._clock - self._wall_stepped - self.limits.dead_letters_us_max
         for _ in range(DUE_MAX):
             if not self._graves or self._graves[0][0] > oldest:
                 return

@@ -34,7 +34,7 @@ class NaiveShard:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.now = self.wall = self.clock = self.seq = 0
+        self.now = self.wall = self.clock = self.seq = self.stepped = 0
         self.away = False
         self.live: list[NaiveJob] = []
         self.dead: list[NaiveJob] = []
@@ -85,13 +85,15 @@ class NaiveShard:
             if job.status == "in flight":
                 waits.append(self.deadlines[job.seq] - self.now)
         if not self.away:
-            waits += [job.updated_at + self.limits.dead_letters_us_max - self.wall for job in self.dead]
+            waits += [job.updated_at + self.stepped + self.limits.dead_letters_us_max - self.wall for job in self.dead]
         return max(0, min(waits)) if waits else None
 
     # --- time ------------------------------------------------------------------------------------------------------
 
     def advance(self, now: int, wall: int, kept: Callable[[NaiveJob], bool], *, due: bool = True) -> None:
         """Set the clocks and do what is due. `kept` tells whether the shard still has a letter that it is free to keep or drop."""
+        if self.wall and (wall - self.wall) - (now - self.now) > 60_000_000:
+            self.stepped += (wall - self.wall) - (now - self.now)
         self.now, self.wall, self.clock = max(now, self.now), wall, max(wall, self.clock)
         if not due:
             return
@@ -122,7 +124,7 @@ class NaiveShard:
 
         held = False
         for job in sorted(self.dead, key=lambda job: job.updated_at):
-            if job.updated_at > self.clock - self.limits.dead_letters_us_max:
+            if job.updated_at > self.clock - self.stepped - self.limits.dead_letters_us_max:
                 break
             held = held or (self.away and job.persist)
             if not (self.away and job.persist) and not (held and kept(job)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Next, Outcome, Reason, Undeliver
-from tests.core.rig import DONE, SECOND, WALL, Bench, check_books, refused
+from tests.core.rig import DONE, SECOND, WALL, YEAR, Bench, check_books, refused
 
 
 def says(outcome: Outcome | None, reason: Reason, setting: str, number: int | None = None, field: str | None = None) -> None:
@@ -191,3 +191,16 @@ def test_an_id_is_free_again_after_completion() -> None:
         assert bench.enqueue("job") == DONE
         [job] = bench.take()
         assert bench.ask(Complete("q", "job", job.run_id)) == DONE
+
+
+def test_a_wall_clock_that_is_set_forward_ages_no_dead_letter() -> None:
+    """Ten years at one stroke drop nothing; the time that really passes afterwards does."""
+    bench = Bench(dead_letters_us_max=10 * SECOND)
+    bench.enqueue("job", timeout=1)
+    bench.take()
+    bench.pass_time(1)
+
+    bench.set_wall(WALL + 10 * YEAR)
+    assert bench.dead_ids() == ["job"]
+    bench.pass_time(11)
+    assert bench.dead_ids() == []
