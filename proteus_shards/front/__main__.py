@@ -3,7 +3,8 @@
 Standard input brings one line of JSON, a `FrontBoot`, and then stays open as the lifeline: its end means that the supervisor is gone.
 Standard output takes one line, `Ready` or `Failed`. Logs go to standard error.
 
-Shards are not waited for: a front serves at once, and answers 429 for the queues of a shard whose link is not up yet.
+A front serves once its links are up, so that nobody who was told that it is ready is refused. It waits a moment only: where a shard
+is away, it serves without, and answers 429 for that shard's queues.
 
 SIGTERM, or the end of the lifeline, drains: accept no more, answer waiting polls with "no job", finish what is under way, give back
 what was not delivered, exit 0. A drain that takes longer than drain_seconds_max is cut off with 1, as by a second SIGTERM. SIGINT is the supervisor's to act
@@ -31,6 +32,7 @@ from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
 
+LINKS_SECONDS_MAX = 1.0
 SPARE_DESCRIPTORS = 128  # for links, logs and what libraries keep open
 
 log = logging.getLogger("proteus_shards.front")
@@ -90,6 +92,9 @@ async def serve(boot: FrontBoot, listener: socket.socket) -> None:
         nursery.start_soon(watch_lifeline, drain)
         for link in links:
             nursery.start_soon(link.run)
+        with trio.move_on_after(LINKS_SECONDS_MAX):
+            for link in links:
+                await link.wait_connected()
         async with trio.open_nursery() as serving:
             # The links have the last word: what was not delivered goes back before the exit.
             await serving.start(server.serve, listener, server_drain_seconds)

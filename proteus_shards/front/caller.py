@@ -6,10 +6,25 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
+
 from proteus_shards.core.commands import Delivery
 from proteus_shards.front.http1 import Need, RequestReader
 from proteus_shards.front.link import Link
 from proteus_shards.front.poller import READ
+
+
+class LaneStatistics(msgspec.Struct, frozen=True):
+    """The lane at one moment. Counts are since the process started."""
+
+    connections: int
+    waiting: int  # requests taken and not answered
+    accepted: int
+    requests: int
+    handed_over: int
+    faults: int  # connections ended for what they sent
+    timeouts: int  # connections ended for what they did not send or read in time
+    accepting: bool
 
 
 class Slot:

@@ -37,7 +37,6 @@ from collections.abc import Callable
 from email.utils import formatdate
 from functools import partial
 
-import msgspec
 import trio
 
 from proteus_shards.config import Settings
@@ -45,7 +44,7 @@ from proteus_shards.core.commands import Delivered, Next, Outcome, Refused
 from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.app import log_fault
 from proteus_shards.front.bodies import unpack_body
-from proteus_shards.front.caller import Caller, Slot
+from proteus_shards.front.caller import Caller, LaneStatistics, Slot
 from proteus_shards.front.http1 import CONTINUE, Fault, Handover, HttpLimits, Need, Request, RequestReader, serves_among, write_answer
 from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
@@ -67,19 +66,6 @@ _serves = serves_among(_ROUTES)
 log = logging.getLogger("proteus_shards.front")
 
 HandOver = Callable[[socket.socket, bytes, Callable[[], None]], None]
-
-
-class LaneStatistics(msgspec.Struct, frozen=True):
-    """The lane at one moment. Counts are since the process started."""
-
-    connections: int
-    waiting: int  # requests taken and not answered
-    accepted: int
-    requests: int
-    handed_over: int
-    faults: int  # connections ended for what they sent
-    timeouts: int  # connections ended for what they did not send or read in time
-    accepting: bool
 
 
 class Lane:
