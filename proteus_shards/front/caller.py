@@ -32,11 +32,11 @@ class Slot:
 
     __slots__ = ("client", "data", "jobs", "keep_alive", "link", "number", "request_http10")
 
-    def __init__(self, client: Caller, *, keep_alive: bool, http10: bool) -> None:
+    def __init__(self, client: Caller, *, keep_alive: bool, http10: bool, data: bytes | None = None) -> None:
         self.client = client
         self.keep_alive = keep_alive
         self.request_http10 = http10
-        self.data: bytes | None = None
+        self.data = data
         self.jobs: Sequence[Delivery] = ()
         self.link: Link | None = None  # set for a `next`, so that it can be abandoned
         self.number = 0

@@ -31,6 +31,8 @@ from proteus_shards.front.bodies import too_large
 PREFACE = b"PRI * HTTP/2.0\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CHUNK_HEAD_BYTES_MAX = 16
+KNOWN_HEADS_MAX = 1024
+KNOWN_BYTES_MAX = 1024
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [^ \t]+ HTTP/1\.[01]\r\n")
 _ORIGIN = re.compile(rb"(?i:https?)://([^/?#]*)(.*)")
@@ -84,7 +86,7 @@ Item: TypeAlias = Request | Fault | Handover | Need
 Serves: TypeAlias = Callable[[str, bytes], bool]
 
 
-class _Head(msgspec.Struct, gc=False):
+class _Head(msgspec.Struct, frozen=True, gc=False):
     method: str
     path: bytes
     query: bytes
@@ -93,6 +95,9 @@ class _Head(msgspec.Struct, gc=False):
     keep_alive: bool
     http10: bool
     expects: bool
+
+
+KnownHeads: TypeAlias = dict[bytes, _Head]
 
 
 class _Fields:
@@ -114,11 +119,16 @@ class _Fields:
 
 
 class RequestReader:
-    """Reads the requests of one connection. `serves` says of a method and a raw path whether the lane answers it."""
+    """Reads the requests of one connection. `serves` says of a method and a raw path whether the lane answers it.
 
-    def __init__(self, limits: HttpLimits, serves: Serves) -> None:
+    `known` may be shared by the readers of one lane: heads that were parsed before, by their bytes. The same bytes mean the same,
+    and a client that asks for the same thing again and again sends the same head.
+    """
+
+    def __init__(self, limits: HttpLimits, serves: Serves, known: KnownHeads | None = None) -> None:
         self._limits = limits
         self._serves = serves
+        self._known: KnownHeads = known if known is not None else {}
         self._buffer = b""
         self._head: _Head | None = None
         self._body = bytearray()
@@ -172,11 +182,18 @@ class RequestReader:
             return Handover(buffer)
         self._first = False
         raw = buffer[:end]
-        head = self._parse(raw)
-        if not isinstance(head, _Head):
-            return head
-        if not self._serves(head.method, head.path):
-            return Handover(buffer)
+        head = self._known.get(raw)
+        if head is None:
+            parsed = self._parse(raw)
+            if not isinstance(parsed, _Head):
+                return parsed
+            if not self._serves(parsed.method, parsed.path):
+                return Handover(buffer)
+            head = parsed
+            if end <= KNOWN_BYTES_MAX:
+                if len(self._known) >= KNOWN_HEADS_MAX:
+                    self._known.clear()
+                self._known[raw] = head
         if head.length > limits.body_size_max:
             return Fault(too_large(limits.body_size_max))
         self._buffer = buffer[end:]

@@ -45,7 +45,18 @@ from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.app import log_fault
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.caller import Caller, LaneStatistics, Slot
-from proteus_shards.front.http1 import CONTINUE, Fault, Handover, HttpLimits, Need, Request, RequestReader, serves_among, write_answer
+from proteus_shards.front.http1 import (
+    CONTINUE,
+    Fault,
+    Handover,
+    HttpLimits,
+    KnownHeads,
+    Need,
+    Request,
+    RequestReader,
+    serves_among,
+    write_answer,
+)
 from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
 from proteus_shards.front.router import Router
@@ -80,6 +91,7 @@ class Lane:
         self._settings = settings
         self._hand_over = hand_over
         self._limits = HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_size_max)
+        self._known_heads: KnownHeads = {}
         self._poller = make_poller()
         self._clients: dict[int, Caller] = {}
         self._dirty: dict[Caller, None] = {}
@@ -223,7 +235,9 @@ class Lane:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted += 1
-            client = Caller(sock, RequestReader(self._limits, _serves), self._now + self._settings.connection_idle_seconds_max)
+            client = Caller(
+                sock, RequestReader(self._limits, _serves, self._known_heads), self._now + self._settings.connection_idle_seconds_max
+            )
             self._clients[client.fd] = client
             self._poller.register(client.fd, READ)
 
@@ -347,9 +361,7 @@ class Lane:
             self._dirty_up(client)
 
     def _say_continue(self, client: Caller) -> None:
-        slot = Slot(client, keep_alive=True, http10=False)
-        slot.data = CONTINUE
-        client.line.append(slot)
+        client.line.append(Slot(client, keep_alive=True, http10=False, data=CONTINUE))
         self._dirty_up(client)
 
     def _finish_with(self, client: Caller, problem: Problem) -> None:

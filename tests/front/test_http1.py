@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proteus_shards.front.answers import Answer
-from proteus_shards.front.http1 import Fault, Handover, HttpLimits, Item, Need, Request, RequestReader, serves_among, write_answer
+from proteus_shards.front.http1 import (
+    KNOWN_HEADS_MAX,
+    Fault,
+    Handover,
+    HttpLimits,
+    Item,
+    KnownHeads,
+    Need,
+    Request,
+    RequestReader,
+    serves_among,
+    write_answer,
+)
 
 LIMITS = HttpLimits(header_bytes_max=4096, headers_max=20, url_bytes_max=1024, body_size_max=1000)
 SERVES = serves_among({("POST", b"/enqueue"), ("GET", b"/next"), ("DELETE", b"/complete"), ("PATCH", b"/heartbeat")})
@@ -245,3 +257,27 @@ def test_an_answer_is_written_with_its_length_and_without_one_where_it_has_no_bo
     assert b"HTTP/1.1 204 No Content\r\ndate: today\r\nconnection: close\r\n\r\n" == write_answer(
         Answer(204), b"today", keep_alive=False, http10=True
     )
+
+
+def test_heads_that_are_known_mean_the_same_and_are_bounded() -> None:
+    """Readers that share what they have parsed give the same requests, and the shared memory has an end."""
+    known: KnownHeads = {}
+    for count in range(3000):
+        reader = RequestReader(LIMITS, SERVES, known)
+        data = post(b"%d" % count) + b"GET /next?queue=%d HTTP/1.1\r\n" % count + HOST + b"\r\n"
+        reader.feed(data)
+        first, second = reader.next(), reader.next()
+        assert isinstance(first, Request)
+        assert isinstance(second, Request)
+        assert (b"%d" % count, b"queue=%d" % count) == (first.body, second.query)
+    assert 0 < len(known) <= KNOWN_HEADS_MAX
+
+
+def test_a_head_that_is_no_request_of_the_lane_is_never_known() -> None:
+    """Faults and handovers are found out anew each time."""
+    known: KnownHeads = {}
+    for data in [b"GET / HTTP/1.1\r\n" + HOST + b"\r\n", *(bad for bad, _ in BAD.values())]:
+        reader = RequestReader(LIMITS, SERVES, known)
+        reader.feed(data)
+        reader.next()
+    assert all(head.path == b"/enqueue" for head in known.values())
