@@ -34,6 +34,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 
@@ -232,12 +233,11 @@ class Lane:
                     return
                 continue  # that client is gone already
             sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
+            with suppress(OSError):  # macOS says so where the client has gone meanwhile; reading finds that out
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted += 1
-            client = Caller(
-                sock, RequestReader(self._limits, _serves, self._known_heads), self._now + self._settings.connection_idle_seconds_max
-            )
+            reader = RequestReader(self._limits, _serves, self._known_heads)
+            client = Caller(sock, reader, self._now + self._settings.connection_idle_seconds_max)
             self._clients[client.fd] = client
             self._poller.register(client.fd, READ)
 
