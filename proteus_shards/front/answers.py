@@ -33,6 +33,14 @@ RETRYABLE = frozenset({408, 429, 503})
 WITH_RETRY_AFTER = frozenset({429, 503})
 
 
+_PHRASES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}  # RFC 9110; Python has them from 3.13 on
+
+
+def phrase_of(status: int) -> str:
+    """Return the phrase of a status, the same on every Python."""
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """A whole HTTP answer. `headers` lack those of the transport (date, content-length, connection)."""
 
@@ -65,7 +73,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         if self.status in WITH_RETRY_AFTER:
             headers += (("retry-after", str(max(1, self.retry_after))),)
         body = _ProblemView(
-            title=HTTPStatus(self.status).phrase,
+            title=phrase_of(self.status),
             status=self.status,
             detail=self.detail,
             retryable=self.status in RETRYABLE,

@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any
 
 import trio
@@ -28,7 +27,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
 
 from proteus_shards.config import Settings
-from proteus_shards.front.answers import Answer, Problem
+from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION
 from proteus_shards.front.exchange import SCOPE_KEY, Exchange
@@ -83,7 +82,7 @@ def problem_of(error: HTTPException, settings: Settings) -> Problem:
         case RequestTimeout():
             return Problem(status=408, detail="body: did not arrive in time (request_seconds_max)", field="body")
     status = error.code if error.code is not None and error.code >= 400 else 500
-    return Problem(status=status, detail=HTTPStatus(status).phrase.lower())
+    return Problem(status=status, detail=phrase_of(status).lower())
 
 
 def log_fault(error: BaseException) -> Problem:

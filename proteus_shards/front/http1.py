@@ -25,7 +25,7 @@ from typing import TypeAlias
 import httptools
 import msgspec
 
-from proteus_shards.front.answers import Answer, Problem
+from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
 
 PREFACE = b"PRI * HTTP/2.0\r\n"
@@ -382,7 +382,7 @@ def _fault(status: int, detail: str) -> Fault:
 
 # --- answers ---------------------------------------------------------------------------------------------------
 
-_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_LINES = {status.value: f"HTTP/1.1 {status.value} {phrase_of(status)}\r\n".encode() for status in HTTPStatus}
 
 
 def write_answer(answer: Answer, date: bytes, *, keep_alive: bool, http10: bool) -> bytes:

@@ -209,7 +209,7 @@ async def test_a_body_of_a_length_over_the_limit_is_refused_before_it_comes(site
 
 
 async def test_a_client_that_sends_a_body_over_the_limit_can_read_the_answer(site: Site) -> None:
-    """Though it reads only after it has sent all, which is many times the limit."""
+    """Though it reads only after it has sent all, which is many times the limit. Whether the connection then ends is the server's to say."""
     client = await site.client()
     await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
     for _ in range(30):
@@ -219,7 +219,6 @@ async def test_a_client_that_sends_a_body_over_the_limit_can_read_the_answer(sit
     reply = await client.receive()
 
     assert reply.status == 413
-    assert await client.wait_closed() == b""
     assert site.shard.commands == []
 
 
