@@ -79,7 +79,7 @@ BODIES: dict[str, bytes] = {
     "byte order mark": b"\xef\xbb\xbf" + job(),
     "array": b"[]",
     "null": b"null",
-    "deep": b'{"id":"a","queue":"q","timeout":1,"payload":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "deep": b'{"id":"a","queue":"q","timeout":1,"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "NaN": b'{"id":"a","queue":"q","timeout":1,"payload":NaN}',
     "lone surrogate in the payload": b'{"id":"a","queue":"q","timeout":1,"payload":"\\ud800"}',
     "lone surrogate in the id": b'{"id":"\\ud800","queue":"q","timeout":1}',
