@@ -146,10 +146,6 @@ class RequestReader:
         """Say whether no request has begun that is not whole yet."""
         return self._head is None and not self._buffer
 
-    def unread(self) -> int:
-        """Return how many bytes are held and not understood yet."""
-        return len(self._buffer)
-
     def next(self) -> Item:
         """Return the next request, or what stands in its way. After a `Fault` or a `Handover` nothing follows."""
         if self._over:

@@ -420,7 +420,7 @@ class Lane:
                 self._close(client)
             else:
                 self._linger(client)
-        elif client.reader.unread():
+        elif not client.reader.idle():
             self._read_requests(client)
         else:
             self._set_deadline(client, Need.NOTHING if client.phase is None else client.phase)

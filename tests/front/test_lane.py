@@ -515,3 +515,18 @@ async def test_stop_lets_a_request_that_has_begun_come_to_its_end(tmp_path: Path
         for caller in (head, body):
             status, fields, _ = await caller.answer()
             assert (202, "close") == (status, fields["connection"])
+
+
+async def test_half_a_body_behind_a_large_answer_has_its_time_too(tmp_path: Path) -> None:
+    """Once the answer before it is out, a body that does not come is told 408, and is not taken for an idle connection."""
+
+    def answer(command: Command) -> Outcome | None:
+        return Delivered([delivery(payload=b'"' + b"x" * 8_000_000 + b'"')]) if isinstance(command, Next) else obliging(command)
+
+    async with stand(tmp_path, answer, request_seconds_max=0.4) as made:
+        caller = await made.connect()
+        await caller.send(get() + post()[:-5])
+
+        assert 200 == (await caller.answer())[0]
+        assert 408 == (await caller.answer())[0]
+        assert await caller.ended()
