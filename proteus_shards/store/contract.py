@@ -14,6 +14,9 @@ The shard's core decides; a store loads rows and commits batches. Five rules mak
    written or never will be (a new epoch fences it), so that what `read` returns is the truth.
 
 The shard has one commit in flight at a time, and calls no other method meanwhile.
+
+Every call ends within a time that the store's URL sets: a store that hangs is away. A commit that runs out of time is `StoreUnknown`, every other
+call `StoreRefused`. No message of an error holds a secret, a payload, or a driver's words about either.
 """
 
 from __future__ import annotations
@@ -36,6 +39,13 @@ class Durability(StrEnum):
     MACHINE = "machine"  # loss of power too
     REPLICA = "replica"  # loss of a store node too
 
+    def covers(self, wanted: Durability) -> bool:
+        """Say whether a store of this class does where one of class `wanted` is asked for."""
+        return _RANK[self] >= _RANK[wanted]
+
+
+_RANK = {Durability.MEMORY: 0, Durability.WEAK: 1, Durability.PROCESS: 2, Durability.MACHINE: 3, Durability.REPLICA: 4}
+
 
 class Damaged(msgspec.Struct, frozen=True):
     """A stored row that is not a job: where it lies and what is wrong with it, never what it holds."""
@@ -49,12 +59,18 @@ class Store(Protocol):
     """One shard's rows. Every coroutine may raise the `StoreError`s of `errors.py`, and nothing else of its driver's."""
 
     kind: str  # "sqlite", …: the scheme of the store's URL
-    durability: Durability
+    durability: Durability  # as found out by `open` and each `reopen`; before that the weakest that it may turn out to be
+    terms: str  # what the durability rests on, as one line for the log: the server's version and settings. Known after `open`
     keeps: bool  # False for the memory store: persist_data jobs are refused
     row_bytes_max: int | None  # a row's names, payload and state together; larger jobs are refused with INVALID before any write
+    batch_rows_max: int | None  # deletes, inserts and marks of one batch; no larger one is given to `commit`
+    batch_bytes_max: int | None  # names, payloads and states of all rows of one batch, those of marked ones as they are in memory
 
     async def open(self) -> int:
-        """Connect, migrate the schema where needed, and take a new epoch, which is returned. Raises `StoreLocked` where another process holds the rows."""
+        """Connect and take a new epoch, which is returned. The store was prepared for this number of shards.
+
+        Raises `StoreLocked` where another process holds the rows, `StoreRefused` while the store is away, and `StoreError` where no retry helps.
+        """
         ...
 
     def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:

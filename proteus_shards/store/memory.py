@@ -19,8 +19,11 @@ class MemoryStore:
 
     kind = "memory"
     durability = Durability.MEMORY
+    terms = "nothing is kept"
     keeps = False
     row_bytes_max: int | None = None
+    batch_rows_max: int | None = None
+    batch_bytes_max: int | None = None
 
     async def open(self) -> int:
         """Return the next epoch."""

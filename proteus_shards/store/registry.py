@@ -6,8 +6,50 @@ merely checks the setting, loads none.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from proteus_shards.errors import SettingError
 from proteus_shards.store.contract import Store
-from proteus_shards.store.urls import MemoryUrl, SqliteUrl, read_url
+from proteus_shards.store.dynamodb_url import DynamodbUrl
+from proteus_shards.store.findings import Finding
+from proteus_shards.store.postgres_url import PostgresUrl
+from proteus_shards.store.redis_url import RedisUrl
+from proteus_shards.store.urls import MemoryUrl, SqliteUrl, StoreUrl, read_url
+
+_MODULES: dict[type[Any], str] = {
+    MemoryUrl: "memory",
+    SqliteUrl: "sqlite",
+    PostgresUrl: "postgres",
+    RedisUrl: "redis",
+    DynamodbUrl: "dynamodb",
+}
+_EXTRAS = {"asyncpg": "postgres", "redis": "redis", "aioboto3": "dynamodb", "aiobotocore": "dynamodb", "botocore": "dynamodb"}
+
+
+class Kind(Protocol):
+    """What `store/<kind>_kind.py` offers."""
+
+    def make(self, url: StoreUrl, shard: int, shards: int) -> Store:
+        """Return one shard's store, not yet open."""
+        ...
+
+    def trial(self, url: StoreUrl) -> Store:
+        """Return a store, not yet open, in the same place, whose rows and epoch no shard ever meets. Closing it removes what it wrote."""
+        ...
+
+    async def prepare(self, url: StoreUrl, shards: int) -> str | None:
+        """Make the place ready for so many shards, as `prepare_store` says."""
+        ...
+
+    async def prepared_shards(self, url: StoreUrl) -> int | None:
+        """Return for how many shards the place was last prepared; None: never. Writes nothing."""
+        ...
+
+    def examine(self, url: StoreUrl) -> AsyncIterator[Finding]:
+        """Look at the place as a shard would find it, and yield what is worth knowing. Takes no epoch and changes no row of a shard."""
+        ...
 
 
 def check_url(url: str) -> None:
@@ -17,15 +59,14 @@ def check_url(url: str) -> None:
 
 def make_store(url: str, shard: int, shards: int) -> Store:
     """Return the store of one of `shards` shards, not yet open. Raises `SettingError`."""
-    match read_url(url):
-        case MemoryUrl():
-            from proteus_shards.store.memory import MemoryStore  # noqa: PLC0415  # loaded where it is used
+    meant = read_url(url)
+    return _kind(meant).make(meant, shard, shards)
 
-            return MemoryStore()
-        case SqliteUrl() as meant:
-            from proteus_shards.store.sqlite import SqliteStore  # noqa: PLC0415
 
-            return SqliteStore(meant, shard, shards)
+def make_trial(url: str) -> Store:
+    """Return a store in the same place that disturbs no shard. Raises `SettingError`."""
+    meant = read_url(url)
+    return _kind(meant).trial(meant)
 
 
 async def prepare_store(url: str, shards: int) -> str | None:
@@ -34,10 +75,28 @@ async def prepare_store(url: str, shards: int) -> str | None:
     To be run once, to its end, by a process of its own before any shard starts. Returns what was moved, in one line for a reader,
     or None. Raises `SettingError` and `StoreError`; either way, and after a crash at any moment, no row is lost and it may be run again.
     """
-    match read_url(url):
-        case MemoryUrl():
-            return None
-        case SqliteUrl() as meant:
-            from proteus_shards.store.sqlite_prepare import prepare  # noqa: PLC0415
+    meant = read_url(url)
+    return await _kind(meant).prepare(meant, shards)
 
-            return prepare(meant, shards)
+
+async def prepared_shards(url: str) -> int | None:
+    """Return for how many shards a store was last prepared; None: never, or it keeps nothing. Raises `SettingError` and `StoreError`."""
+    meant = read_url(url)
+    return await _kind(meant).prepared_shards(meant)
+
+
+def examine_store(url: str) -> AsyncIterator[Finding]:
+    """Look at a store and yield what is worth knowing. Raises `SettingError`; what is wrong with the store is a finding."""
+    meant = read_url(url)
+    return _kind(meant).examine(meant)
+
+
+def _kind(url: StoreUrl) -> Kind:
+    name = _MODULES[type(url)]
+    try:
+        return cast("Kind", import_module(f"proteus_shards.store.{name}_kind"))
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise SettingError(f"store: {name} needs a driver that is not installed: pip install 'proteus-shards[{extra}]'") from error

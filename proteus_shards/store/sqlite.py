@@ -67,9 +67,12 @@ class SqliteStore:
     kind = "sqlite"
     keeps = True
     row_bytes_max: int | None = None
+    batch_rows_max: int | None = None
+    batch_bytes_max: int | None = None
 
     def __init__(self, url: SqliteUrl, shard: int, shards: int) -> None:
         self.durability = Durability.MACHINE if url.synchronous == "full" else Durability.PROCESS
+        self.terms = f"SQLite {sqlite3.sqlite_version}, synchronous={url.synchronous}"
         self._sync = "sync_each_commit" if url.synchronous == "full" else "sync_at_checkpoints"
         self._url = url
         self._shard = shard

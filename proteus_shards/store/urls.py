@@ -3,6 +3,7 @@
     memory:                                   nothing is kept
     sqlite:///relative/folder                 below the folder that the server was started in
     sqlite:////absolute/folder?check=none     options follow a question mark
+    postgres://… redis://… dynamodb://…       as the module of each says: postgres_url.py, redis_url.py, dynamodb_url.py
 
 Reading a URL loads no driver: the supervisor does it too, to refuse a wrong setting before anything starts. What it cannot
 understand it refuses, an unknown option included, since a misspelt one would silently weaken what is promised. No message repeats
@@ -12,16 +13,18 @@ more of a URL than its scheme and the names of its options: the rest may hold a 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 import msgspec
 
 from proteus_shards.errors import SettingError
-
-SCHEMES = ("memory", "sqlite")
-SCHEMES_LATER = ("postgres", "postgresql", "redis", "rediss", "dynamodb")
+from proteus_shards.store.dynamodb_url import DynamodbUrl, read_dynamodb
+from proteus_shards.store.postgres_url import PostgresUrl, read_postgres
+from proteus_shards.store.redis_url import RedisUrl, read_redis, read_rediss
+from proteus_shards.store.url_parts import Options
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
@@ -38,7 +41,7 @@ class SqliteUrl(msgspec.Struct, frozen=True):
     check: str = "quick"  # what is done to see damage when a file is opened
 
 
-StoreUrl: TypeAlias = MemoryUrl | SqliteUrl
+StoreUrl: TypeAlias = MemoryUrl | SqliteUrl | PostgresUrl | RedisUrl | DynamodbUrl
 
 
 def read_url(url: str) -> StoreUrl:
@@ -46,43 +49,28 @@ def read_url(url: str) -> StoreUrl:
     scheme, colon, rest = url.partition(":")
     scheme = scheme.lower()
     if not colon or not _SCHEME.fullmatch(scheme):
-        raise SettingError("store must be a URL: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER or memory:")
-    if scheme in SCHEMES_LATER:
-        raise SettingError(f"store: {scheme} is not available in this version; there are {' and '.join(SCHEMES)}")
+        raise SettingError("store must be a URL: sqlite:///FOLDER, postgres://…, redis://…, dynamodb://TABLE or memory:")
     if scheme not in SCHEMES:
-        raise SettingError(f"store: there is no store of the scheme {scheme!r}; there are {' and '.join(SCHEMES)}")
+        raise SettingError(f"store: there is no store of the scheme {scheme!r}; there are {', '.join(SCHEMES)}")
     if "#" in rest:
         raise SettingError("store: a # inside the URL must be written %23")
     place, _, query = rest.partition("?")
-    given = _pairs(query)
-    if scheme == "memory":
-        if place:
-            raise SettingError("store: nothing may follow memory:")
-        _choices(scheme, given, {})
-        return MemoryUrl()
-    options = _choices(scheme, given, {"synchronous": ("full", "normal"), "check": ("quick", "none")})
-    return SqliteUrl(_folder(place), **options)
+    options = Options(scheme, query)
+    meant = _READERS[scheme](place, options)
+    options.finish()
+    return meant
 
 
-def _pairs(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
-    except ValueError as error:
-        raise SettingError("store: what follows the question mark must be name=value, joined by &") from error
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise SettingError("store: an option of the URL is given twice")
-    return dict(pairs)
+def _memory(place: str, _options: Options) -> MemoryUrl:
+    if place:
+        raise SettingError("store: nothing may follow memory:")
+    return MemoryUrl()
 
 
-def _choices(scheme: str, given: dict[str, str], there_are: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Return the given options, once each is found to be one of `there_are`, with one of the values listed there."""
-    for name, value in given.items():
-        if name not in there_are:
-            known = f"its options are {' and '.join(there_are)}" if there_are else "it takes none"
-            raise SettingError(f"store: {scheme} has no option {name!r}; {known}")
-        if value not in there_are[name]:
-            raise SettingError(f"store: the option {name} must be {' or '.join(there_are[name])}")
-    return given
+def _sqlite(place: str, options: Options) -> SqliteUrl:
+    synchronous = options.choice("synchronous", ("full", "normal"), "full")
+    check = options.choice("check", ("quick", "none"), "quick")
+    return SqliteUrl(_folder(place), synchronous, check)
 
 
 def _folder(place: str) -> Path:
@@ -97,3 +85,15 @@ def _folder(place: str) -> Path:
     if "\0" in path:
         raise SettingError("store: the folder of the URL must not hold a NUL")
     return Path(path)
+
+
+_READERS: dict[str, Callable[[str, Options], StoreUrl]] = {
+    "sqlite": _sqlite,
+    "postgres": read_postgres,
+    "postgresql": read_postgres,
+    "redis": read_redis,
+    "rediss": read_rediss,
+    "dynamodb": read_dynamodb,
+    "memory": _memory,
+}
+SCHEMES = tuple(_READERS)

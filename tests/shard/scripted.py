@@ -23,6 +23,9 @@ class ScriptedStore:
     durability = Durability.MACHINE
     keeps = True
     row_bytes_max: int | None = None
+    terms = "scripted"
+    batch_rows_max: int | None = None
+    batch_bytes_max: int | None = None
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], Row] = {}

@@ -18,6 +18,7 @@ from proteus_shards.core.placement import shard_of, slots_of
 from proteus_shards.errors import StoreError, StoreFenced, StorePermanent
 from proteus_shards.store.contract import Store
 from tests.store.rows import (
+    commit_all,
     deleting,
     in_asyncio,
     in_order,
@@ -185,8 +186,8 @@ class KeepingExercise(Exercise):
         rows = [make_row(seq, state=old) for seq, (old, _, _) in enumerate(cases)]
         marks = [make_mark(row, state=new, state_set=state_set) for row, (_, new, state_set) in zip(rows, cases, strict=True)]
         async with opened(backing.store()) as store:
-            await store.commit(inserting(*rows))
-            await store.commit(marking(*marks))
+            await commit_all(store, inserting(*rows))
+            await commit_all(store, marking(*marks))
             found = await store.read([key_of(row) for row in rows])
 
         assert [found[key_of(row)].state for row in rows] == [new if state_set else old for old, new, state_set in cases]
@@ -197,7 +198,7 @@ class KeepingExercise(Exercise):
         rows = [make_row(seq, ready_at=NOW + seq * 7919 % 13, queue=f"q{seq % 5}") for seq in range(1, 500)]
         async with opened(backing.store()) as store:
             for start in range(0, len(rows), 50):
-                await store.commit(inserting(*reversed(rows[start : start + 50])))
+                await commit_all(store, inserting(*reversed(rows[start : start + 50])))
 
             assert await load_all(store) == in_order(rows)
 
@@ -234,7 +235,7 @@ class KeepingExercise(Exercise):
         rows = [make_row(seq, queue=f"q{seq % 3}") for seq in range(1, 2000)]
         gone = RowKey(rows[0].slot, 5000, rows[0].queue, rows[0].id)
         async with opened(backing.store()) as store:
-            await store.commit(inserting(*rows))
+            await commit_all(store, inserting(*rows))
             await store.commit(deleting(rows[10]))
             asked = [key_of(row) for row in rows[:1500]] + [gone]
 
@@ -268,10 +269,10 @@ class KeepingExercise(Exercise):
         async with opened(backing.store()) as store:
             start = 0
             for size in (1, 2, 511, 512, 513, 1023, 2437, 5001):
-                await store.commit(inserting(*rows[start : start + size]))
+                await commit_all(store, inserting(*rows[start : start + size]))
                 start += size
             marks = [make_mark(row) for row in rows[:3333]]
-            await store.commit(Batch([key_of(row) for row in rows[5000:7777]], [], marks))
+            await commit_all(store, Batch([key_of(row) for row in rows[5000:7777]], [], marks))
         async with opened(backing.store()) as store:
             expected = [marked(row, mark) for row, mark in zip(rows, marks, strict=False)] + rows[3333:5000] + rows[7777:]
             assert await load_all(store) == expected
@@ -318,7 +319,7 @@ class KeepingExercise(Exercise):
             for shard in range(shards):
                 async with opened(backing.store(shard, shards)) as store:
                     if shards == 1:
-                        await store.commit(inserting(*rows))
+                        await commit_all(store, inserting(*rows))
                     loaded = await load_all(store)
                 assert all(isinstance(row, Row) and row.slot in slots_of(shard, shards) for row in loaded)
                 seen += [row for row in loaded if isinstance(row, Row)]

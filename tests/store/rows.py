@@ -103,6 +103,28 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.ready_at, row.seq))
 
 
+async def commit_all(store: Store, batch: Batch) -> None:
+    """Commit a batch, in as many as the store's limits make of it."""
+    rows_max = store.batch_rows_max or len(batch) or 1
+    bytes_max = store.batch_bytes_max or sum(map(size_of, batch.inserts)) or 1
+    piece = Batch([], [], [])
+    size = 0
+    for entry in (*batch.deletes, *batch.marks, *batch.inserts):
+        if len(piece) and (len(piece) == rows_max or size + size_of(entry) > bytes_max):
+            await store.commit(piece)
+            piece, size = Batch([], [], []), 0
+        size += size_of(entry)
+        into: list[Any] = piece.deletes if isinstance(entry, RowKey) else piece.marks if isinstance(entry, Mark) else piece.inserts
+        into.append(entry)
+    await store.commit(piece)
+
+
+def size_of(entry: RowKey | Mark | Row) -> int:
+    """Return how many bytes of names, payload and state an entry of a batch has."""
+    names = len(entry.queue.encode()) + len(entry.id.encode())
+    return names + len(getattr(entry, "payload", b"")) + len(getattr(entry, "state", b"") or b"")
+
+
 @asynccontextmanager
 async def opened(store: Store) -> AsyncIterator[Store]:
     """Open a store, and close it at the end."""
