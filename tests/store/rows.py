@@ -109,7 +109,8 @@ async def commit_all(store: Store, batch: Batch) -> None:
     bytes_max = store.batch_bytes_max or sum(map(size_of, batch.inserts)) or 1
     piece = Batch([], [], [])
     size = 0
-    for entry in (*batch.deletes, *batch.marks, *batch.inserts):
+    entries: list[RowKey | Mark | Row] = [*batch.deletes, *batch.marks, *batch.inserts]
+    for entry in entries:
         if len(piece) and (len(piece) == rows_max or size + size_of(entry) > bytes_max):
             await store.commit(piece)
             piece, size = Batch([], [], []), 0
