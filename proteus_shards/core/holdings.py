@@ -6,12 +6,13 @@ is what is asked from outside, and says which change each command makes. Split t
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from proteus_shards.core.commands import Delivered, Delivery, Outcome
+from proteus_shards.core.commands import Delivered, Delivery, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
 from proteus_shards.core.ledger import Image, Ledger, Note, footprint, image_of
 from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Row, RowKey, Status, job_of
@@ -42,7 +43,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters_max: int
     dead_letters_us_max: int
     keeps: bool  # whether there is a store for persist_data jobs
-    row_bytes_max: int | None = None  # the store's own limit
+    row_bytes_max: int | None = None  # the store's own limits, as `store.contract` says
+    batch_rows_max: int | None = None
+    batch_bytes_max: int | None = None
 
 
 class Counters(msgspec.Struct):
@@ -71,7 +74,11 @@ class Holdings:
         self._wall_stepped = 0  # by how much the wall clock has been set forward
         self._seq = 0
         self._replies: list[tuple[Key, Outcome]] = []
-        self._ledger = Ledger()
+        self._rows_max = limits.batch_rows_max or sys.maxsize
+        self._ledger = Ledger(self._rows_max, limits.batch_bytes_max or sys.maxsize)
+        self._bounded = limits.batch_rows_max is not None or limits.batch_bytes_max is not None
+        # one delivery is one operation, and should leave room beside it
+        self._delivery_bytes_max = min(ANSWER_BYTES_MAX, (limits.batch_bytes_max or sys.maxsize) // 2)
         self._doubt: dict[tuple[str, str], None] = {}
         self._recovered_runs: list[Job] = []
         self._waiting: dict[Key, Waiter] = {}
@@ -152,6 +159,8 @@ class Holdings:
     def _hand_out(self, queue: Queue, key: Key | None, count: int) -> None:
         taken: list[tuple[Job, Image]] = []
         deliveries: list[Delivery] = []
+        if self._bounded:
+            count = self._bound_delivery(queue, count)
         logged = queue.pending > 0
         size = 0
         while len(taken) < count:
@@ -159,7 +168,7 @@ class Holdings:
             if job is None or (self.away and job.persist):
                 break
             size += answer_bytes(job)
-            if taken and size > ANSWER_BYTES_MAX:
+            if taken and size > self._delivery_bytes_max:
                 break
             taken.append((job, image_of(job)))
             job.attempt += 1
@@ -175,13 +184,31 @@ class Holdings:
             self._emit(key, outcome)
             return
         for job, image in taken:
-            job.delivering = self._ledger.sealed_number + 1
+            job.delivering = self._ledger.number
             last = job is taken[-1][0]
             if job.persist:
-                self._ledger.touch(job)
+                self._touch(job)
             self._ledger.log(queue, key if last else None, outcome if last else None, job, image)
 
+    def _bound_delivery(self, queue: Queue, count: int) -> int:
+        """Make room for a delivery in the ledger, and return how many jobs it may have."""
+        count = min(count, self._rows_max)
+        head = queue.head()
+        if head is not None:
+            rows = min(count, queue.counts[READY])
+            size = answer_bytes(head)
+            self._ledger.make_room(rows, size if rows == 1 else max(size, self._delivery_bytes_max))
+        return count
+
     # --- bookkeeping -------------------------------------------------------------------------------------------
+
+    def _make_room(self, job: Job | Enqueue, more: int = 0) -> None:
+        """See that the next operation, which changes a job and adds `more` bytes to it, fits into a batch. Call it before anything changes."""
+        if self._bounded and job.persist:
+            self._ledger.make_room(1, answer_bytes(job) + more)
+
+    def _touch(self, job: Job, *, state_set: bool = False) -> None:
+        self._ledger.touch(job, answer_bytes(job) if self._bounded else 0, state_set=state_set)
 
     def _make_queue(self, name: str) -> Queue:
         queue = self.queues[name] = Queue(name, slot_of(name), self.totals)
@@ -288,7 +315,7 @@ class Holdings:
     ) -> None:
         """Log a change of a job, or, where nothing depends on the store, answer at once."""
         if write:
-            self._ledger.touch(job, state_set=state_set)
+            self._touch(job, state_set=state_set)
         if write or queue.pending:
             self._ledger.log(queue, key, answer, job, image)
         else:
@@ -313,8 +340,8 @@ class Holdings:
             self._replies.append((key, answer))
 
 
-def answer_bytes(job: Job) -> int:
-    """Return the most bytes that a job takes in an answer."""
+def answer_bytes(job: Job | Enqueue) -> int:
+    """Return the most bytes that a job takes in an answer or a row."""
     return footprint(job) + 4 * (len(job.queue) + len(job.id)) + 256
 
 

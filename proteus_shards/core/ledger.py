@@ -1,6 +1,8 @@
 """What a shard has promised but not yet told: logged operations, the rows they touch, and the images to take them back.
 
-Two logs: `open` collects, `sealed` is with the store. An entry is one changed job or one waiting answer (or both) of an operation;
+Two logs: `open` collects, `sealed` is with the store. Where the store takes only so much in one batch, the open log is ended before the
+operation that would pass that, and waits, closed, while another one is begun: an operation is never split, and the rows of a closed log are
+derived when it is closed, so that they show nothing of what comes after. An entry is one changed job or one waiting answer (or both) of an operation;
 an operation that changes several jobs has several entries, in order. Replaying `image`s newest first undoes the log,
 because between two entries nothing else moves a job of a queue that has logged operations, but for two things that are not
 taken back: a deadline only ever grows, and a schedule once due stays so.
@@ -8,6 +10,8 @@ taken back: a deadline only ever grows, and a schedule once due stays so.
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -18,7 +22,7 @@ from proteus_shards.core.placement import slot_of
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from proteus_shards.core.commands import Outcome
+    from proteus_shards.core.commands import Enqueue, Outcome
     from proteus_shards.core.queue import Queue
 
 
@@ -41,83 +45,126 @@ def image_of(job: Job) -> Image:
     return (job.status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason)
 
 
-def footprint(job: Job) -> int:
+def footprint(job: Job | Enqueue) -> int:
     """Return the bytes that count against the shard's limit: payload and state."""
     return len(job.payload) + (len(job.state) if job.state is not None else 0)
 
 
-class Ledger:
-    """The two logs of a shard, and the persisted jobs that the open one touches."""
+class Segment(msgspec.Struct, eq=False):
+    """Entries that are committed together, and the rows that they come to."""
 
-    def __init__(self) -> None:
+    number: int
+    entries: list[Entry]
+    batch: Batch
+    inserted: list[Job]
+    deleted: list[Job]
+
+
+class Ledger:
+    """The logs of a shard, and the persisted jobs that the open one touches. A batch has at most `rows_max` rows and `bytes_max` bytes."""
+
+    def __init__(self, rows_max: int = sys.maxsize, bytes_max: int = sys.maxsize) -> None:
         self.open: list[Entry] = []
         self.sealed: list[Entry] = []
-        self.sealed_number = 0  # of the last commit; the open log will be the next one
+        self.sealed_number = 0
+        self.number = 1  # of the commit that the open log will be
+        self._rows_max = rows_max
+        self._bytes_max = bytes_max
+        self._closed: deque[Segment] = deque()
+        self._closed_entries = 0
+        self._sealed = Segment(0, [], Batch([], [], []), [], [])
         self._touched: dict[Job, bool] = {}  # → whether its state has changed
-        self._inserted: list[Job] = []
-        self._deleted: list[Job] = []
-        self._batch = Batch([], [], [])
+        self._bytes = 0  # that the touched rows have at most
 
     def __len__(self) -> int:
-        return len(self.open) + len(self.sealed)
+        return len(self.open) + self._closed_entries + len(self.sealed)
+
+    @property
+    def has_open(self) -> bool:
+        """Whether anything waits for the next `cut`."""
+        return bool(self.open or self._closed)
+
+    @property
+    def sealed_batch(self) -> Batch:
+        """The row writes that are with the store."""
+        return self._sealed.batch
+
+    def make_room(self, rows: int, size: int) -> None:
+        """See to it that an operation which is about to touch so many rows, of so many bytes, fits into the open log as a whole."""
+        if self._touched and (len(self._touched) + rows > self._rows_max or self._bytes + size > self._bytes_max):
+            self._close()
 
     def log(self, queue: Queue, key: Hashable | None, answer: Outcome | Note | None, job: Job | None, image: Image | None) -> None:
         """Add an entry to the open log. `image` None with a job means: it did not exist before."""
         queue.pending += 1
         self.open.append((queue, key, answer, job, image))
 
-    def touch(self, job: Job, *, state_set: bool = False) -> None:
-        """Note that a persisted job's row must be written."""
+    def touch(self, job: Job, size: int = 0, *, state_set: bool = False) -> None:
+        """Note that a persisted job's row, of so many bytes, must be written."""
         self._touched[job] = self._touched.get(job, False) or state_set
+        self._bytes += size
 
     def cut(self) -> Batch:
-        """Seal the open log and return the row writes that it comes to, perhaps none."""
+        """Seal what comes next and return the row writes that it comes to, perhaps none."""
         assert not self.sealed, "one commit at a time"
-        self.sealed, self.open = self.open, []
-        self.sealed_number += 1
-        touched, self._touched = self._touched, {}
-        batch = self._batch = Batch([], [], [])
-        for job, state_set in touched.items():
-            slot = slot_of(job.queue)
-            if job.status is Status.GONE:
-                if job.stored:
-                    job.stored = False
-                    self._deleted.append(job)
-                    batch.deletes.append(RowKey(slot, job.seq, job.queue, job.id))
-            elif job.stored:
-                batch.marks.append(_mark(job, slot, state_set=state_set))
-            else:
-                job.stored = True
-                self._inserted.append(job)
-                batch.inserts.append(_row(job, slot))
-        return batch
+        if not self._closed:
+            self._close()
+        self._sealed = self._closed.popleft()
+        self._closed_entries -= len(self._sealed.entries)
+        self.sealed, self.sealed_number = self._sealed.entries, self._sealed.number
+        return self._sealed.batch
 
     def release(self) -> list[Entry]:
         """Empty the sealed log, whose rows are durable, and return its entries in order."""
         entries, self.sealed = self.sealed, []
-        self._forget()
+        self._sealed = Segment(self.sealed_number, [], Batch([], [], []), [], [])
         return entries
 
     def revert(self) -> tuple[list[Entry], list[Entry], list[RowKey]]:
-        """Empty both logs and return (open entries, sealed entries, keys of the sealed rows), for undoing them newest first."""
-        for job in self._inserted:
-            job.stored = False
-        for job in self._deleted:
-            job.stored = True
-        batch = self._batch
+        """Empty all logs and return (entries not sealed, sealed entries, keys of the sealed rows), for undoing them newest first."""
+        opened: list[Entry] = []
+        for segment in self._closed:
+            opened += segment.entries
+        opened += self.open
+        for segment in (*reversed(self._closed), self._sealed):
+            for job in segment.inserted:
+                job.stored = False
+            for job in segment.deleted:
+                job.stored = True
+        batch = self._sealed.batch
         keys = list(batch.deletes)
         keys += [RowKey(row.slot, row.seq, row.queue, row.id) for row in batch.inserts]
         keys += [RowKey(mark.slot, mark.seq, mark.queue, mark.id) for mark in batch.marks]
-        entries = (self.open, self.sealed)
-        self.open, self.sealed = [], []
-        self._touched = {}
-        self._forget()
-        return (*entries, keys)
+        self.open, self._touched, self._bytes = [], {}, 0
+        self._closed.clear()
+        self._closed_entries = 0
+        return opened, self.release(), keys
 
-    def _forget(self) -> None:
-        self._inserted.clear()
-        self._deleted.clear()
-        self._batch = Batch([], [], [])
+    def _close(self) -> None:
+        """End the open log where it stands, and derive its row writes."""
+        segment = Segment(self.number, self.open, Batch([], [], []), [], [])
+        for job, state_set in self._touched.items():
+            _write(segment, job, state_set=state_set)
+        self._closed.append(segment)
+        self._closed_entries += len(segment.entries)
+        self.open, self._touched, self._bytes = [], {}, 0
+        self.number += 1
+
+
+def _write(segment: Segment, job: Job, *, state_set: bool) -> None:
+    """Add to a batch what makes a job's row what the job is now."""
+    slot = slot_of(job.queue)
+    if job.status is Status.GONE:
+        if job.stored:
+            job.stored = False
+            segment.deleted.append(job)
+            segment.batch.deletes.append(RowKey(slot, job.seq, job.queue, job.id))
+    elif job.stored:
+        segment.batch.marks.append(_mark(job, slot, state_set=state_set))
+    else:
+        job.stored = True
+        segment.inserted.append(job)
+        segment.batch.inserts.append(_row(job, slot))
 
 
 def _status(job: Job) -> int:

@@ -16,7 +16,8 @@ once. `Queue.pending` counts a queue's logged operations, so the test costs one 
 without effect (BUSY); the sealed one's answer is for the caller to say (BUSY, or UNKNOWN where the store may have written it).
 
 **Row writes are derived.** The log remembers which persisted jobs were touched; what to write follows at `cut()` from the job as it
-stands then. An insert and a delete between two cuts thus come to nothing, and a job's ten changes become one.
+stands then. An insert and a delete between two cuts thus come to nothing, and a job's ten changes become one. A store that takes only so
+much at once (`batch_rows_max`, `batch_bytes_max`) is given several batches, one after another, each ended between two operations.
 
 **Doubt.** After an UNKNOWN outcome the rows touched are in doubt until `adopt()` brings what the store really holds. Meanwhile the store
 counts as away, and the ids in doubt are refused.
@@ -165,7 +166,7 @@ class Shard(Holdings):
     @property
     def has_open(self) -> bool:
         """Whether anything has collected for the next `cut`."""
-        return bool(self._ledger.open)
+        return self._ledger.has_open
 
     # --- commits -----------------------------------------------------------------------------------------------
 
@@ -234,6 +235,7 @@ class Shard(Holdings):
             return
         if queue is None:
             queue = self._make_queue(command.queue)
+        self._make_room(command)
         clock, run_at = self._clock, command.run_at_us
         self._seq += 1
         job = Job(
@@ -338,6 +340,7 @@ class Shard(Holdings):
                     ),
                 )
                 return
+        self._make_room(job, len(state or b""))
         image = image_of(job)
         if state is not None:
             self.bytes += grown
@@ -354,6 +357,7 @@ class Shard(Holdings):
         if job.persist and self.away:
             self._answer(queue, key, _AWAY)
             return
+        self._make_room(job)
         image = image_of(job)
         self.bytes -= footprint(job)
         queue.place(job, _COMPLETE[job.status])
@@ -368,6 +372,7 @@ class Shard(Holdings):
         if job.persist and self.away:
             self._answer(queue, key, _AWAY)
             return
+        self._make_room(job)
         image = image_of(job)
         job.attempt -= 1
         job.run_id = None
@@ -416,6 +421,7 @@ class Shard(Holdings):
                 job.deadline = self._now + (DELIVERING_US if job.delivering else PUT_OFF_US)
                 self._arm(queue, job)
                 continue
+            self._make_room(job)
             image = image_of(job)
             job.run_id = None
             job.updated_at = self._clock
@@ -457,6 +463,7 @@ class Shard(Holdings):
                 self._forget_if_empty(queue)
 
     def _drop(self, queue: Queue, job: Job) -> None:
+        self._make_room(job)
         image = image_of(job)
         self.bytes -= footprint(job)
         queue.place(job, TRANSITIONS[Verb.DROP][job.status])

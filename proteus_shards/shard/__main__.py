@@ -72,6 +72,8 @@ def limits_of(settings: Settings, store: Store) -> Limits:
         dead_letters_us_max=int(settings.dead_letters_seconds_max * 1_000_000),
         keeps=store.keeps,
         row_bytes_max=store.row_bytes_max,
+        batch_rows_max=store.batch_rows_max,
+        batch_bytes_max=store.batch_bytes_max,
     )
 
 

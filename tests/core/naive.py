@@ -40,7 +40,6 @@ class NaiveShard:
         self.dead: list[NaiveJob] = []
         self.polls: list[Poll] = []
         self.operations: list[Operation] = []
-        self.touched: list[int] = []
         self.sealed_touched: list[int] = []
         self.rows: dict[int, NaiveJob] = {}  # what the store should hold, by seq
         self.next_rows: dict[int, NaiveJob] = {}
@@ -307,7 +306,9 @@ class NaiveShard:
     def _hand_out(self, queue: str, key: Hashable, count: int) -> None:
         before = self._copy(queue)
         taken: list[NaiveJob] = []
-        while len(taken) < count:  # the answers here are small: the cap on their bytes has a test of its own
+        while len(taken) < min(
+            count, self.limits.batch_rows_max or count
+        ):  # the answers here are small: the cap on their bytes has a test of its own
             job = self._head(queue)
             if job is None or (job.persist and self.away):
                 break
@@ -319,29 +320,34 @@ class NaiveShard:
         if not persisted and not self.is_pending(queue):
             self.replies[key] = reply
             return
-        self.touched += persisted
         for job in taken:
             job.delivering = True
         runs = [job.run for job in taken if job.run is not None]
-        self.operations.append(Operation(queue, key, reply, None, before, len(taken), runs))
+        self.operations.append(Operation(queue, key, reply, None, before, len(taken), runs, persisted))
 
     def _restart_timeout(self, job: NaiveJob) -> None:
         self.deadlines[job.seq] = max(self.deadlines.get(job.seq, 0), self.now + job.timeout * SECOND)
 
     # --- commits ---------------------------------------------------------------------------------------------------
 
-    def cut(self) -> None:
-        """A commit begins: the store should hold what stands there now of each job touched."""
+    def cut(self, entries: int) -> None:
+        """A commit begins with the oldest operations, of so many entries: the store should hold what each job touched was after them."""
+        sealed, left = [], list(self.operations)
+        while entries > 0:
+            sealed.append(left.pop(0))
+            entries -= sealed[-1].entries
+        assert entries == 0, "an operation is split"
         self.next_rows = dict(self.rows)
-        for seq in self.touched:
-            job = next((job for job in self.live + self.dead if job.seq == seq), None)
-            if job is None:
-                self.next_rows.pop(seq, None)
-            else:
-                self.next_rows[seq] = replace(job, status="ready" if job.status == "scheduled" else job.status, delivering=False)
-        self.sealed_touched, self.touched = self.touched, []
-        for operation in self.operations:
+        self.sealed_touched = [seq for operation in sealed for seq in operation.touched]
+        for operation in sealed:
             operation.sealed = True
+            after = next((later.before for later in left if later.queue == operation.queue), (self.live, self.dead))
+            for seq in operation.touched:
+                job = next((job for jobs in after for job in jobs if job.seq == seq), None)
+                if job is None:
+                    self.next_rows.pop(seq, None)
+                else:
+                    self.next_rows[seq] = replace(job, status="ready" if job.status == "scheduled" else job.status, delivering=False)
 
     def committed(self) -> None:
         """The commit has succeeded: what waited for it is told, and the time of its deliveries begins."""
@@ -363,7 +369,7 @@ class NaiveShard:
         self.doubt = [seq for seq in self.sealed_touched if seq in self.rows or seq in self.next_rows] if reason is Reason.UNKNOWN else []
         names = [(rows[seq].queue, rows[seq].id) for seq in self.doubt for rows in (self.rows, self.next_rows) if seq in rows]
         self.doubt_names = set(names)
-        operations, self.operations, self.touched = self.operations, [], []
+        operations, self.operations = self.operations, []
         for operation in operations:
             if operation.key is not None:
                 self.replies[operation.key] = Reply("refused", reason if operation.sealed else Reason.BUSY)
@@ -433,10 +439,8 @@ class NaiveShard:
         write: bool = True,
         note: tuple[str, str, str, int] | None = None,
     ) -> None:
-        if job.persist and write:
-            self.touched.append(job.seq)
         if (job.persist and write) or self.is_pending(job.queue):
-            self.operations.append(Operation(job.queue, key, reply, note, before, 1, []))
+            self.operations.append(Operation(job.queue, key, reply, note, before, 1, [], [job.seq] if job.persist and write else []))
             return
         if key is not None and reply is not None:
             self.replies[key] = reply
@@ -445,7 +449,7 @@ class NaiveShard:
 
     def _answer(self, queue: str, key: Hashable, reply: Reply) -> None:
         if self.is_pending(queue):
-            self.operations.append(Operation(queue, key, reply, None, self._copy(queue), 1, []))
+            self.operations.append(Operation(queue, key, reply, None, self._copy(queue), 1, [], []))
         else:
             self.replies[key] = reply
 

@@ -80,4 +80,5 @@ class Operation:
     before: tuple[list[NaiveJob], list[NaiveJob]]  # live and dead jobs of the queue
     entries: int
     runs: list[Run]
+    touched: list[int]  # jobs whose rows it changes
     sealed: bool = False

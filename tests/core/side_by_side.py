@@ -89,7 +89,10 @@ class SideBySide:
         """Hand a batch to the store."""
         assert not self.shard.away
         self.batch = self.shard.cut()
-        self.model.cut()
+        assert len(self.batch) <= (self.limits.batch_rows_max or len(self.batch))
+        size = sum(len(row.payload) + len(row.state or b"") + len(row.queue) + len(row.id) for row in self.batch.inserts)
+        assert size <= (self.limits.batch_bytes_max or size)
+        self.model.cut(len(self.shard._ledger.sealed))
 
     def commit(self) -> None:
         """The store says yes."""

@@ -25,7 +25,7 @@ def test_a_change_of_a_persisted_job_is_answered_only_after_its_commit() -> None
         bench.shard.cut()
         bench.collect()
         assert key not in bench.answers
-        bench.store.commit(bench.shard._ledger._batch)
+        bench.store.commit(bench.shard._ledger.sealed_batch)
         bench.shard.committed()
         bench.collect()
         return bench.answers[key]
@@ -226,7 +226,7 @@ def test_the_timeout_of_a_delivery_counts_from_its_release() -> None:
     bench.shard.cut()
     bench.pass_time(60)
     assert bench.job("job").status is Status.IN_FLIGHT
-    bench.store.commit(bench.shard._ledger._batch)
+    bench.store.commit(bench.shard._ledger.sealed_batch)
     bench.shard.committed()
     bench.pass_time(9.99)
     assert bench.job("job").status is Status.IN_FLIGHT

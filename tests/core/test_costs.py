@@ -19,7 +19,10 @@ def entries(bench: Bench) -> dict[str, int]:
         "polls": len(shard._polls),
         "graves": len(shard._graves),
         "waiting": len(shard._waiting),
-        "ledger": len(shard._ledger) + len(shard._ledger._touched) + len(shard._ledger._inserted) + len(shard._ledger._deleted),
+        "ledger": len(shard._ledger)
+        + len(shard._ledger._touched)
+        + len(shard._ledger._sealed.inserted)
+        + len(shard._ledger._sealed.deleted),
         "fresh": sum(len(queue._fresh) for queue in queues),
         "returned": sum(len(queue._returned) for queue in queues),
     }

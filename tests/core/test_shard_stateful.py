@@ -55,6 +55,9 @@ SOME_LIMITS = [
     msgspec.structs.replace(LIMITS, dead_letters_max=0),
     msgspec.structs.replace(LIMITS, dead_letters_max=2, dead_letters_us_max=5 * SECOND),
     msgspec.structs.replace(LIMITS, keeps=False),
+    msgspec.structs.replace(LIMITS, batch_rows_max=1),
+    msgspec.structs.replace(LIMITS, batch_rows_max=2),
+    msgspec.structs.replace(LIMITS, batch_bytes_max=2400),
     msgspec.structs.replace(TIGHT, shard_pending_max=1000, queues_max=10, shard_bytes_max=1000, row_bytes_max=None),
 ]
 
@@ -271,8 +274,9 @@ class ShardMachine(RuleBasedStateMachine):
             while any(job.queue == queue for job in pair.model.live):
                 pair.ask(Next(queue, 100))
                 pair.commit_all()
-                for job in [job for job in pair.model.live if job.queue == queue]:
-                    assert job.status == "in flight"
+                runs = [job for job in pair.model.live if job.queue == queue and job.status == "in flight"]
+                assert runs, "there are jobs, and none is delivered"
+                for job in runs:
                     pair.ask(Complete(queue, job.id, self._run_id(job, 0)))
                 pair.commit_all()
         assert {row.status for row in pair.store.rows.values()} <= {Status.DEAD}
