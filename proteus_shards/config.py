@@ -55,6 +55,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shards: Annotated[int, msgspec.Meta(ge=1, le=SHARDS_MAX)] = msgspec.field(default_factory=cores)
     fronts: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     store: str = "sqlite:///proteus-data"
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -90,6 +93,9 @@ SETTINGS_HELP: dict[str, str] = {
     "shards": "shard processes",
     "fronts": "HTTP front processes that share the port",
     "store": "where persist_data jobs are kept: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER or memory: (nothing is kept)",
+    "tls_cert": "PEM file with the server's certificate chain: the port then speaks HTTPS, and nothing else. Read again when it changes",
+    "tls_key": "PEM file with the certificate's private key, where it is not in tls_cert",
+    "tls_client_ca": "PEM file with the authorities of client certificates: a client must then show one",
     "log_format": "auto is console on a terminal and json elsewhere",
     "log_level": "the least level that is logged",
     "body_size_max": "largest request body, in bytes, after decompression; beyond it 413",
@@ -244,7 +250,7 @@ def _setting(field: msgspec.inspect.Field) -> Setting:
         name=name,
         kind=kind,
         group={"log": "logs", "store": "storage"}.get(prefix, "limits" if name.endswith("_max") else "server"),
-        default="one per core" if name == "shards" else _written(kind, default),
+        default="one per core" if name == "shards" else _written(kind, default) or "none",
         allowed=_allowed(kind, name, field.type),
         help=SETTINGS_HELP[name],
     )
@@ -343,6 +349,9 @@ def _named(value: object) -> str:
 
 
 def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
+    for name in ("tls_key", "tls_client_ca"):
+        if getattr(settings, name) and not settings.tls_cert:
+            raise SettingError(f"{sources[name]} needs tls_cert, the certificate to serve with")
     if settings.shard_bytes_max < 2 * settings.body_size_max:
         raise SettingError(
             f"{sources.get('shard_bytes_max', 'shard_bytes_max')} must be at least twice the largest body "

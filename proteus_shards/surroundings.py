@@ -104,8 +104,9 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def start_line(settings: Settings, address: tuple[str | int, ...]) -> str:
     """Return the one line that a ready server prints. It shows no secret."""
     host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+    scheme = "https" if settings.tls_cert else "http"
     return (
-        f"proteus-shards {__version__} listening on http://{host}:{address[1]} · store {redacted(settings.store)}"
+        f"proteus-shards {__version__} listening on {scheme}://{host}:{address[1]} · store {redacted(settings.store)}"
         f" · shards {settings.shards} · fronts {settings.fronts}"
     )
 

@@ -25,7 +25,7 @@ STOP_SECONDS_MAX = 40.0
 REQUEST_SECONDS_MAX = 20.0
 LOG_SHOWN_MAX = 3000  # characters
 
-_START_LINE = re.compile(r"proteus-shards \S+ listening on http://(?P<host>\S+):(?P<port>\d+) · ")
+_START_LINE = re.compile(r"proteus-shards \S+ listening on (?P<scheme>https?)://(?P<host>\S+):(?P<port>\d+) · ")
 
 
 class Answer(NamedTuple):
@@ -62,13 +62,14 @@ class Server:
         except BaseException:
             self.kill()
             raise
+        self.scheme = found["scheme"]
         self.host = found["host"].strip("[]")
         self.port = int(found["port"])
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
     def log(self) -> str:
         """Return what it has logged so far."""

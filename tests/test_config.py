@@ -172,9 +172,16 @@ def test_every_setting_has_a_help_and_a_default_that_is_read_back() -> None:
 
     assert [setting.name for setting in table] == list(SETTINGS_HELP) == list(Settings.__struct_fields__)
     for setting in table:
-        if setting.name != "shards":
+        if setting.name != "shards" and setting.default != "none":
             settings = load_settings({setting.name: setting.default}, {})
             assert getattr(settings, setting.name) == getattr(Settings(), setting.name), setting.name
+
+
+@pytest.mark.parametrize("name", ["tls_key", "tls_client_ca"])
+def test_tls_needs_a_certificate(name: str) -> None:
+    """A key or an authority for clients alone would leave the port open in plain text."""
+    with pytest.raises(SettingError, match=f"--{name.replace('_', '-')} needs tls_cert"):
+        load_settings({name: "some.pem"}, {})
 
 
 def test_settings_travel_as_json() -> None:

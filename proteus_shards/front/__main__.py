@@ -27,6 +27,7 @@ import trio
 from proteus_shards import logs
 from proteus_shards.boot import STDIN, read_boot, report
 from proteus_shards.config import Failed, FrontBoot, Ready, socket_path
+from proteus_shards.errors import SettingError
 from proteus_shards.front.app import make_app
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.router import Router
@@ -76,7 +77,11 @@ async def serve(boot: FrontBoot, listener: socket.socket) -> None:
     settings = boot.settings
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     router = Router(links)
-    server = Server(make_app(router, settings), router, settings)
+    try:
+        server = Server(make_app(router, settings), router, settings)
+    except SettingError as error:
+        report(Failed(str(error), final=True))
+        sys.exit(1)
     server_drain_seconds = max(settings.drain_seconds_max - 2 * SETTLE_SECONDS_MAX, settings.drain_seconds_max / 2)
 
     def drain(reason: str) -> None:

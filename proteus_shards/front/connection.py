@@ -15,7 +15,9 @@ Hypercorn takes any stream that looks like trio's. This one adds what Hypercorn 
 from __future__ import annotations
 
 import math
+import ssl
 from contextvars import ContextVar
+from typing import TypeAlias
 
 import trio
 
@@ -25,6 +27,8 @@ PIECE_BYTES = 64 * 1024
 RECEIVE_BYTES = 64 * 1024
 HTTP2 = b"PRI * HTTP/2"
 
+Secured: TypeAlias = "trio.SSLStream[trio.SocketStream]"
+
 
 class Connection(trio.abc.HalfCloseableStream):
     """A socket stream as Hypercorn sees it. `stall_seconds_max`: how long the client may take over 64 KiB of an answer.
@@ -33,9 +37,10 @@ class Connection(trio.abc.HalfCloseableStream):
     """
 
     def __init__(
-        self, stream: trio.SocketStream, stall_seconds_max: float, head_seconds_max: float = math.inf, unread: bytes = b""
+        self, stream: trio.SocketStream | Secured, stall_seconds_max: float, head_seconds_max: float = math.inf, unread: bytes = b""
     ) -> None:
-        self.socket = stream.socket  # Hypercorn asks it for the addresses
+        # Hypercorn asks it for the addresses
+        self.socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
         self.sent_bytes = 0
         self.broken = False  # a send failed, or the connection was aborted
         self.exchanges = 0  # requests that have begun and are not over
@@ -143,7 +148,8 @@ class Connection(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Tell the client that nothing more comes."""
         self._finishing = True
-        await self._stream.send_eof()
+        if isinstance(self._stream, trio.SocketStream):
+            await self._stream.send_eof()
 
     async def aclose(self) -> None:
         """Close; after `send_eof`, let the client finish first, for a moment."""
@@ -160,6 +166,26 @@ class Connection(trio.abc.HalfCloseableStream):
         """Close at once. Whoever sends or receives gets `trio.ClosedResourceError`."""
         self.broken = True
         self.socket.close()
+
+
+class SecureConnection(Connection):
+    """The same behind TLS. Hypercorn knows it for that by `do_handshake`.
+
+    All that is counted and timed is counted above TLS, in the bytes of HTTP: a piece counts as sent once the socket took all of it encrypted.
+    """
+
+    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, stall_seconds_max: float, head_seconds_max: float) -> None:
+        self._secured: Secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        super().__init__(self._secured, stall_seconds_max, head_seconds_max)
+        self.transport_stream = stream
+
+    async def do_handshake(self) -> None:
+        """Agree with the client on keys and protocol. Raises `trio.BrokenResourceError`."""
+        await self._secured.do_handshake()
+
+    def selected_alpn_protocol(self) -> str:
+        """Return the protocol that the handshake has chosen: h2 or http/1.1."""
+        return self._secured.selected_alpn_protocol() or "http/1.1"
 
 
 CURRENT_CONNECTION: ContextVar[Connection | None] = ContextVar("CURRENT_CONNECTION", default=None)

@@ -1,5 +1,7 @@
 """Serves a front's HTTP on a socket that listens already, and drains it: the fast lane first, and an ASGI app on Hypercorn behind it.
 
+With TLS there is no fast lane: Hypercorn has the connections from their handshake on. (One who needs both puts a proxy in front.)
+
 Hypercorn's own `worker_serve` is not used, only what it is made of (its TCP server, one per connection, and its lifespan), because:
 
 - There, an error that it did not foresee in one connection ends the whole process. Here it ends that connection, and is logged.
@@ -27,9 +29,10 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from proteus_shards.config import Settings
-from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
+from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
 from proteus_shards.front.lane import Lane
 from proteus_shards.front.router import Router
+from proteus_shards.front.tls import Certificates
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, LifespanState
@@ -48,6 +51,7 @@ def hypercorn_config(settings: Settings) -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = settings.connection_idle_seconds_max
     config.graceful_timeout = settings.drain_seconds_max
+    config.ssl_handshake_timeout = settings.header_seconds_max
     config.h11_max_incomplete_size = settings.header_bytes_max
     config.h2_max_header_list_size = settings.header_bytes_max
     return config
@@ -72,8 +76,10 @@ class Server:
     """Serves connections. `drain` may be called at any time, and more than once."""
 
     def __init__(self, app: ASGIFramework, router: Router, settings: Settings) -> None:
+        """Raise `SettingError` where the TLS files can't be used."""
         self._settings = settings
         self._router = router
+        self._certificates = Certificates(settings) if settings.tls_cert else None
         self._config = hypercorn_config(settings)
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
@@ -105,7 +111,7 @@ class Server:
             await lifespan_nursery.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
             async with trio.open_nursery() as connections:
-                if self._settings.fast_lane:
+                if self._settings.fast_lane and self._certificates is None:
                     await self._serve_lane(listener, connections, task_status)
                 else:
                     await self._serve_directly(listener, connections, task_status)
@@ -165,8 +171,12 @@ class Server:
             self._one_fewer.set()
 
     async def serve_connection(self, stream: trio.SocketStream, unread: bytes = b"") -> None:
-        """Serve one plaintext connection until its end, with bytes that were read from it before. Raises nothing."""
-        connection = Connection(stream, self._settings.request_seconds_max, self._settings.header_seconds_max, unread)
+        """Serve one connection until its end, with bytes that were read from it before. Raises nothing."""
+        stall, head = self._settings.request_seconds_max, self._settings.header_seconds_max
+        if self._certificates is None:
+            connection = Connection(stream, stall, head, unread)
+        else:
+            connection = SecureConnection(stream, self._certificates.context(), stall, head)
         self._connections.add(connection)
         CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
         try:

@@ -5,128 +5,25 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
 
-import h11
 import msgspec
 import pytest
 import trio
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Cancel, Command, Delivered, Done, Enqueue, Next, Outcome, Undeliver
-from proteus_shards.front.app import make_app
+from proteus_shards.core.commands import Cancel, Delivered, Done, Enqueue, Next, Undeliver
 from proteus_shards.front.connection import Connection
-from proteus_shards.front.router import Router
-from proteus_shards.front.server import Server
-from tests.front.fake_shard import PATIENCE_SECONDS, RUN_ID, FakeShard, delivery, linked, obliging
-
-SETTINGS = Settings(shards=1, body_size_max=100_000)
-JOB = b'{"id":"j","queue":"q","timeout":1}'
+from tests.front.fake_shard import PATIENCE_SECONDS, RUN_ID, delivery, obliging
+from tests.front.sites import JOB, SETTINGS, Site, serving, with_tls
 
 
-class Reply(NamedTuple):
-    """One HTTP answer."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class Client:
-    """One client connection: sends raw bytes, reads answers."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self.http = h11.Connection(h11.CLIENT)
-
-    async def send(self, data: bytes) -> None:
-        """Send raw bytes."""
-        await self.stream.send_all(data)
-
-    async def receive(self, method: str = "GET", *, leave_open: bool = True) -> Reply:
-        """Read one answer."""
-        self.http = h11.Connection(h11.CLIENT) if not self.http.trailing_data[0] else self.http
-        self.http.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
-        self.http.send(h11.EndOfMessage())
-        body = b""
-        head: h11.Response | None = None
-        with trio.fail_after(PATIENCE_SECONDS):
-            while True:
-                event = self.http.next_event()
-                if event is h11.NEED_DATA:
-                    self.http.receive_data(await self.stream.receive_some(65536))
-                elif isinstance(event, h11.Response):
-                    head = event
-                elif isinstance(event, h11.Data):
-                    body += event.data
-                elif isinstance(event, h11.EndOfMessage):
-                    break
-                else:
-                    assert isinstance(event, h11.InformationalResponse), event
-        assert head is not None
-        if leave_open and self.http.their_state is h11.DONE:
-            self.http.start_next_cycle()
-        return Reply(head.status_code, {name.decode(): value.decode() for name, value in head.headers}, body)
-
-    async def ask(self, method: str, target: str, body: bytes = b"", *headers: str) -> Reply:
-        """Send a request and read its answer."""
-        head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers))
-        await self.send(head.encode() + b"\r\n" + body)
-        return await self.receive(method)
-
-    async def wait_closed(self) -> bytes:
-        """Read what is left until the server closes."""
-        rest = b""
-        with trio.fail_after(PATIENCE_SECONDS):
-            while data := await self.stream.receive_some(65536):
-                rest += data
-        return rest
-
-
-class Site:
-    """A server and the shard behind it."""
-
-    def __init__(self, server: Server, router: Router, shard: FakeShard, port: int) -> None:
-        self.server = server
-        self.router = router
-        self.shard = shard
-        self.port = port
-        self.clients: list[Client] = []
-
-    async def client(self) -> Client:
-        """Connect."""
-        client = Client(await trio.open_tcp_stream("127.0.0.1", self.port))
-        self.clients.append(client)
-        return client
-
-
-@asynccontextmanager
-async def serving(
-    tmp_path: Path, settings: Settings = SETTINGS, answer: Callable[[Command], Outcome | None] = obliging
-) -> AsyncIterator[Site]:
-    """Serve; at the end, drain."""
-    async with linked(tmp_path, settings, answer) as (router, shards), trio.open_nursery() as nursery:
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = Server(make_app(router, settings), router, settings)
-        await nursery.start(server.serve, listener, settings.drain_seconds_max)
-        site = Site(server, router, shards[0], listener.getsockname()[1])
-        try:
-            yield site
-        finally:
-            for client in site.clients:
-                client.stream.socket.close()
-            server.drain()
-    listener.close()
-
-
-@pytest.fixture(params=["fast lane", "Hypercorn"])
+@pytest.fixture(params=["fast lane", "Hypercorn", "TLS"])
 async def site(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
     """A server with one obliging shard, which serves all its routes one way and then the other."""
-    async with serving(tmp_path, msgspec.structs.replace(SETTINGS, fast_lane=request.param == "fast lane")) as site:
+    settings = msgspec.structs.replace(SETTINGS, fast_lane=request.param == "fast lane")
+    async with serving(tmp_path, with_tls(settings, tmp_path) if request.param == "TLS" else settings) as site:
         yield site
 
 

@@ -1,17 +1,23 @@
-"""The fast lane and Quart on Hypercorn answer alike: the same requests to both, compared in status, fields and body."""
+"""The fast lane, Quart on Hypercorn, and HTTP/2 behind TLS answer alike: the same requests to all, compared in status, fields and body."""
 
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import re
 import socket
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
+from proteus_shards.config import Settings
 from tests.conftest import Answer, Server, StartServer
+from tests.front.sites import trusting, with_tls
 
 FIELDS = ("content-type", "content-length", "retry-after", "allow", "accept-encoding")
 RUN_ID = "11111111-2222-4333-8444-555555555555"
@@ -143,12 +149,45 @@ REFUSED = [
 ]
 
 
+class Way:
+    """One way to ask a server of its own."""
+
+    def __init__(self, server: Server, over_http_2: ssl.SSLContext | None = None) -> None:
+        self.server = server
+        self._client = None if over_http_2 is None else httpx.Client(http1=False, http2=True, verify=over_http_2, timeout=20)
+
+    def ask(self, step: Step, run: str = "") -> Answer:
+        """Send one request."""
+        path = step.path.replace("{run}", run)
+        if self._client is None:
+            return self.server.request(step.method, path, step.body, step.headers)
+        # as bytes: httpx would rewrite the path
+        url = httpx.URL(scheme="https", host=self.server.host, port=self.server.port, raw_path=path.encode())
+        response = self._client.request(step.method, url, content=step.body, headers=step.headers)
+        assert response.http_version == "HTTP/2"
+        headers = http.client.HTTPMessage()
+        for name, value in response.headers.multi_items():
+            headers[name] = value
+        return Answer(response.status_code, headers, response.content)
+
+    def close(self) -> None:
+        """End its connection."""
+        if self._client is not None:
+            self._client.close()
+
+
 @pytest.fixture
-def both(start_server: StartServer, tmp_path: Path) -> tuple[Server, Server]:
-    """Return a server with the fast lane, and one without, each with a store of its own."""
-    lane = start_server("--store", f"sqlite:///{tmp_path / 'lane'}", "--shards", "1")
-    quart = start_server("--store", f"sqlite:///{tmp_path / 'quart'}", "--shards", "1", "--no-fast-lane")
-    return lane, quart
+def ways(start_server: StartServer, tmp_path: Path) -> Iterator[list[Way]]:
+    """Return a server with the fast lane, one without, and one behind TLS, each with a store of its own."""
+    settings = with_tls(Settings(), tmp_path)
+    options = [[], ["--no-fast-lane"], ["--tls-cert", settings.tls_cert]]
+    servers = [start_server("--store", f"sqlite:///{tmp_path / str(place)}", "--shards", "1", *more) for place, more in enumerate(options)]
+    lane, quart, secure = servers
+    assert [server.scheme for server in servers] == ["http", "http", "https"]
+    found = [Way(lane), Way(quart), Way(secure, trusting(tmp_path))]
+    yield found
+    for way in found:
+        way.close()
 
 
 def comparable(answer: Answer) -> tuple[int, dict[str, str | None], bytes]:
@@ -163,32 +202,32 @@ def run_of(answer: Answer, run: str) -> str:
     return found["run_id"] if isinstance(found, dict) and "run_id" in found else run
 
 
-def test_a_jobs_life_looks_the_same_both_ways(both: tuple[Server, Server]) -> None:
+def test_a_jobs_life_looks_the_same_every_way(ways: list[Way]) -> None:
     """Enqueue, next, heartbeat, complete, dead letters: same answers, step by step."""
-    runs = ["", ""]
+    runs = [""] * len(ways)
     for step in LIFE:
         answers = []
-        for place, server in enumerate(both):
-            answer = server.request(step.method, step.path.replace("{run}", runs[place]), step.body, step.headers)
+        for place, way in enumerate(ways):
+            answer = way.ask(step, runs[place])
             runs[place] = run_of(answer, runs[place])
             answers.append(comparable(answer))
-        assert answers[1] == answers[0], step
+        assert answers[1:] == answers[:1] * (len(ways) - 1), step
         assert answers[0][0] < 500, step
 
 
-def test_refusals_look_the_same_both_ways(both: tuple[Server, Server]) -> None:
+def test_refusals_look_the_same_every_way(ways: list[Way]) -> None:
     """Whatever is wrong with a request is told in the same words."""
     for step in REFUSED:
-        lane, quart = (comparable(server.request(step.method, step.path, step.body, step.headers)) for server in both)
-        assert quart == lane, step
-        assert 400 <= lane[0] < 500, step
+        answers = [comparable(way.ask(step)) for way in ways]
+        assert answers[1:] == answers[:1] * (len(ways) - 1), step
+        assert 400 <= answers[0][0] < 500, step
 
 
-def test_keep_alive_and_pipelining_look_the_same_both_ways(both: tuple[Server, Server]) -> None:
+def test_keep_alive_and_pipelining_look_the_same_in_plain_text(ways: list[Way]) -> None:
     """Three requests at once get three answers in order, the last with its end. HTTP/1.0 stays open on the lane only."""
     request = b"GET /next?queue=none HTTP/1.1\r\nHost: here\r\nConnection: %s\r\n\r\n"
     seen = []
-    for server in both:
+    for server in (ways[0].server, ways[1].server):
         with socket.create_connection((server.host, server.port), timeout=20) as sock:
             sock.sendall(request % b"keep-alive" * 2 + request % b"close")
             data = b""
