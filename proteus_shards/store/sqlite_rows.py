@@ -18,7 +18,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
@@ -30,6 +30,7 @@ from proteus_shards.store.contract import Damaged
 from proteus_shards.store.sqlite_file import WIDTH_MAX, query
 
 INLINE_BYTES_MAX = 2048  # a payload beyond it is large; a page has 4096 bytes
+CHUNK_BYTES = 4 * 1024 * 1024  # of payloads and states: a chunk ends with the row that reaches it
 
 Values: TypeAlias = tuple[Any, ...]  # of a row, in the order of its fields
 
@@ -144,7 +145,7 @@ class RowReader:
         self._cursor = self._begin()
 
     def next(self, count: int) -> list[Row | Damaged]:
-        """Return up to `count` more rows; none once all are read. Raises SQLite's errors."""
+        """Return up to `count` more rows, fewer where they are large; none once all are read. Raises SQLite's errors."""
         values = self._fetch(count)
         self._given += len(values)
         if not self._as_bytes:
@@ -165,7 +166,7 @@ class RowReader:
     def _fetch(self, count: int) -> list[Values]:
         if not self._as_bytes:
             try:
-                return self._cursor.fetchmany(count)
+                return _some(self._cursor, count)
             except sqlite3.OperationalError as error:
                 if hasattr(error, "sqlite_errorcode"):
                     raise
@@ -173,7 +174,7 @@ class RowReader:
             self._cursor = self._begin()
         self._db.text_factory = bytes
         try:
-            return self._cursor.fetchmany(count)
+            return _some(self._cursor, count)
         finally:
             self._db.text_factory = str
 
@@ -192,6 +193,21 @@ class RowReader:
 
     def _damaged(self, values: Values, fault: str) -> Damaged:
         return Damaged(f"{self._path}, seq {values[_SEQ]}", fault, values[_SEQ])
+
+
+def _some(cursor: sqlite3.Cursor, count: int) -> list[Values]:
+    """Fetch rows until there are enough, of whatever size: SQLite makes each only when it is asked for."""
+    values: list[Values] = []
+    size = 0
+    for row in islice(cursor, count):
+        values.append(row)
+        payload, state = row[_PAYLOAD], row[-1]
+        size += len(payload) if type(payload) is bytes else 0
+        if state is not None:
+            size += len(state) if type(state) is bytes else 0
+        if size >= CHUNK_BYTES:
+            break
+    return values
 
 
 def _row_type(own: range) -> Any:

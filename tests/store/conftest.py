@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.store.exercise")
+pytest.register_assert_rewrite("tests.store.exercise", "tests.store.exercise_owners", "tests.store.exercise_rows")

@@ -1,13 +1,13 @@
 """What holds of every store, as tests. A store's test file gives a `Backing` and inherits the rest.
 
-`Exercise` is for all stores, `KeepingExercise` for those that keep rows. A fault found in one store becomes a case here.
+`Exercise` is for all stores, `KeepingExercise` for those that keep rows, with the cases of `exercise_rows.py` and `exercise_owners.py`. A fault
+found in one store becomes a case here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from proteus_shards.core.model import Batch, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import shard_of, slots_of
 from proteus_shards.errors import StoreError, StoreFenced, StorePermanent
-from proteus_shards.store.contract import Store
+from tests.store.backing import Backing
+from tests.store.exercise_owners import OwnersExercise
+from tests.store.exercise_rows import RowsExercise
 from tests.store.rows import (
     commit_all,
     deleting,
@@ -34,22 +36,7 @@ from tests.store.rows import (
     rows_of,
 )
 
-
-class Backing(Protocol):
-    """A place for rows, empty at first, and prepared for one shard."""
-
-    def store(self, shard: int = 0, shards: int = 1) -> Store:
-        """Return a store over this place, not yet open."""
-        ...
-
-    async def prepare(self, shards: int) -> None:
-        """Make the place ready for so many shards. No store is open."""
-        ...
-
-    async def usurp(self, store: Store) -> None:
-        """Let another owner take over the rows of an open store, as far as this kind of store can be taken over."""
-        ...
-
+__all__ = ["Backing", "Exercise", "KeepingExercise"]
 
 # every example gets a backing of its own; the suite is one, its runs are many
 examples = settings(
@@ -114,7 +101,7 @@ class Exercise:
         assert store.row_bytes_max is None or store.row_bytes_max >= 64 * 1024
 
 
-class KeepingExercise(Exercise):
+class KeepingExercise(OwnersExercise, RowsExercise, Exercise):
     """What holds of a store that keeps rows."""
 
     @in_asyncio

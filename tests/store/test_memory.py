@@ -9,12 +9,15 @@ import pytest
 from proteus_shards.core.model import Batch
 from proteus_shards.store.contract import Durability, Store
 from proteus_shards.store.memory import MemoryStore
+from proteus_shards.store.urls import MemoryUrl
 from tests.store.exercise import Backing, Exercise
 from tests.store.rows import in_asyncio, make_row
 
 
 class MemoryBacking:
     """Nowhere."""
+
+    url = MemoryUrl()
 
     def store(self, shard: int = 0, shards: int = 1) -> Store:  # noqa: ARG002  # no shard has rows
         return MemoryStore()
