@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shards: Annotated[int, msgspec.Meta(ge=1, le=SHARDS_MAX)] = msgspec.field(default_factory=cores)
     fronts: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     store: str = "sqlite:///proteus-data"
+    require_durability: Literal["memory", "process", "machine", "replica"] = "memory"
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
@@ -93,6 +94,8 @@ SETTINGS_HELP: dict[str, str] = {
     "shards": "shard processes",
     "fronts": "HTTP front processes that share the port",
     "store": "where persist_data jobs are kept: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER or memory: (nothing is kept)",
+    "require_durability": "what an acknowledged persist_data job must survive, from nothing (memory) over the end of any process and a loss of power "
+    "(machine) to the loss of a store node; a store that promises less is refused",
     "tls_cert": "PEM file with the server's certificate chain: the port then speaks HTTPS, and nothing else. Read again when it changes",
     "tls_key": "PEM file with the certificate's private key, where it is not in tls_cert",
     "tls_client_ca": "PEM file with the authorities of client certificates: a client must then show one",
@@ -249,7 +252,7 @@ def _setting(field: msgspec.inspect.Field) -> Setting:
     return Setting(
         name=name,
         kind=kind,
-        group={"log": "logs", "store": "storage"}.get(prefix, "limits" if name.endswith("_max") else "server"),
+        group={"log": "logs", "store": "storage", "require": "storage"}.get(prefix, "limits" if name.endswith("_max") else "server"),
         default="one per core" if name == "shards" else _written(kind, default) or "none",
         allowed=_allowed(kind, name, field.type),
         help=SETTINGS_HELP[name],

@@ -59,5 +59,9 @@ class StoreLocked(StoreFailed):
     """Another process holds the store."""
 
 
+class StoreWeak(StoreError):
+    """The store keeps what it acknowledges less surely than was asked for."""
+
+
 class RowError(ProteusError):
     """A stored row does not describe a job."""

@@ -161,6 +161,7 @@ class Statistics(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=105
     epoch: int
     store: str  # kind of the store: "memory", "sqlite", …
     durability: str  # "memory", "process", "machine", "replica" or "weak"
+    terms: str  # what that rests on: versions and settings of the store, no more
     store_away: bool
     queues: int
     scheduled: int

@@ -66,6 +66,7 @@ def _health_view(router: Router, settings: Settings) -> View:
             "version": __version__,
             "store": shard.store if shard is not None else settings.store.partition(":")[0],
             "durability": shard.durability if shard is not None else None,
+            "terms": shard.terms if shard is not None else None,
             "shards": settings.shards,
         }
         return response_of(json_answer(health))

@@ -24,6 +24,7 @@ from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
 from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
 from proteus_shards.shard.pump import Pump
+from proteus_shards.store.contract import Durability
 from proteus_shards.store.registry import make_store
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ async def serve(boot: ShardBoot) -> int:
     """Recover, listen, and work until told to end. Returns the exit status."""
     settings = boot.settings
     store = make_store(settings.store, boot.shard, settings.shards)
-    pump = Pump(Shard(limits_of(settings, store), run_ids()), store, read_clocks, index=boot.shard)
+    required = Durability(settings.require_durability)
+    pump = Pump(Shard(limits_of(settings, store), run_ids()), store, read_clocks, index=boot.shard, required=required)
     ending = asyncio.Event()
     _watch_lifeline(ending)
     asyncio.get_running_loop().set_exception_handler(fail_stop)

@@ -8,6 +8,7 @@ When a commit fails, the core undoes what was not released, and this loop finds 
 
 * refused: everything is answered BUSY (surely without effect), the store counts as away and is tried again with backoff;
 * unknown: what was in the batch is answered UNKNOWN; after `reopen` has fenced the doubtful batch, its rows are read back;
+* back, but weaker than what is required, after its settings were changed: as if it were away, and tried again;
 * permanent: a batch of one operation is answered INVALID; a larger one BUSY, and operations then go one at a time for a while, so that
   the one at fault meets its own answer and the others pass;
 * fenced or failed: fail-stop. What was in the batch is answered UNKNOWN, and the process ends with the error. Memory that may
@@ -25,8 +26,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proteus_shards.core.commands import Cancel, Delivered, Inspect, Outcome, Reason, Refused, Statistics, Undeliver
 from proteus_shards.core.model import Row
-from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown
-from proteus_shards.store.contract import Damaged
+from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
+from proteus_shards.store.contract import Damaged, Durability, check_durability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,10 +63,19 @@ class Link(Protocol):
 class Pump:
     """Drives one `Shard` with commands from links and commits to a store. `read_clocks` returns (monotonic, wall) microseconds."""
 
-    def __init__(self, shard: Shard, store: Store, read_clocks: Callable[[], tuple[int, int]], *, index: int = 0) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        store: Store,
+        read_clocks: Callable[[], tuple[int, int]],
+        *,
+        index: int = 0,
+        required: Durability = Durability.MEMORY,
+    ) -> None:
         self.shard = shard
         self.store = store
         self.index = index
+        self.required = required
         self.epoch = 0
         self.recovered = 0
         self.recovery_seconds = 0.0
@@ -88,9 +98,10 @@ class Pump:
     # --- recovery ----------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Open the store and read every row back into the core."""
+        """Open the store and read every row back into the core. Raises `StoreWeak` for a store that promises less than is required."""
         started, _ = self._advance()
         self.epoch = await self.store.open()
+        check_durability(self.store, self.required)
         damaged: list[tuple[str, str]] = []
         async for chunk in self.store.load():
             rows = [row for row in chunk if isinstance(row, Row)]
@@ -116,6 +127,7 @@ class Pump:
                 "damaged": self.damaged,
                 "store": self.store.kind,
                 "durability": str(self.store.durability),
+                "terms": self.store.terms,
                 "epoch": self.epoch,
             },
         )
@@ -156,6 +168,7 @@ class Pump:
             epoch=self.epoch,
             store=self.store.kind,
             durability=str(self.store.durability),
+            terms=self.store.terms,
             store_away=shard.away,
             queues=len(shard.queues),
             scheduled=scheduled,
@@ -247,10 +260,12 @@ class Pump:
         while True:
             try:
                 self.epoch = await self.store.reopen()
+                check_durability(self.store, self.required)
                 rows = await self.store.read(keys) if keys else {}
                 break
-            except (StoreRefused, StoreUnknown) as error:
-                log.warning("store is away", extra={"error": f"{type(error).__name__}: {error}", "retry_seconds": backoff})
+            except (StoreRefused, StoreUnknown, StoreWeak) as error:
+                level = logging.ERROR if isinstance(error, StoreWeak) else logging.WARNING
+                log.log(level, "store is away", extra={"error": f"{type(error).__name__}: {error}", "retry_seconds": backoff})
                 if self._draining:
                     self._idle.set()
             await asyncio.sleep(backoff)

@@ -28,6 +28,7 @@ from typing import Protocol
 import msgspec
 
 from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.errors import StoreWeak
 
 
 class Durability(StrEnum):
@@ -42,6 +43,15 @@ class Durability(StrEnum):
     def covers(self, wanted: Durability) -> bool:
         """Say whether a store of this class does where one of class `wanted` is asked for."""
         return _RANK[self] >= _RANK[wanted]
+
+
+def check_durability(store: Store, required: Durability) -> None:
+    """Raise `StoreWeak` unless an open store is of the class that is required."""
+    if not store.durability.covers(required):
+        raise StoreWeak(
+            f"the {store.kind} store is of durability {store.durability} ({store.terms}), weaker than what --require-durability asks for "
+            f"({required}): change the store's own settings, or ask for less"
+        )
 
 
 _RANK = {Durability.MEMORY: 0, Durability.WEAK: 1, Durability.PROCESS: 2, Durability.MACHINE: 3, Durability.REPLICA: 4}

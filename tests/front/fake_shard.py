@@ -21,7 +21,13 @@ RUN_ID = bytes(range(16))
 
 Item = TypeVar("Item")
 
-_FIELDS: dict[str, Any] = {**dict.fromkeys(Statistics.__struct_fields__, 0), "store": "memory", "durability": "memory", "store_away": False}
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(Statistics.__struct_fields__, 0),
+    "store": "memory",
+    "durability": "memory",
+    "terms": "nothing is kept",
+    "store_away": False,
+}
 STATISTICS = Statistics(**_FIELDS)
 
 

@@ -94,6 +94,7 @@ OUTCOMES: list[Outcome] = [
         epoch=2**63 - 1,
         store="sqlite",
         durability="machine",
+        terms="SQLite 3.51.3, synchronous=full",
         store_away=True,
         queues=1,
         scheduled=2,
