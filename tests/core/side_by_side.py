@@ -77,10 +77,10 @@ class SideBySide:
 
     def _learn_order_of_deaths(self) -> None:
         """Among letters of one microsecond, which one goes first is the shard's to say."""
-        ranks: dict[tuple[str, int], int] = {}
-        for place, (_, queue, seq) in enumerate(self.shard._graves):
-            ranks.setdefault((queue.name, seq), place)
-        self.model.dead.sort(key=lambda job: (job.updated_at, ranks.get((job.queue, job.seq), len(ranks))))
+        ranks: dict[tuple[str, int, int], int] = {}
+        for place, (died_at, queue, seq) in enumerate(self.shard._graves):  # one of a death that was undone may still be among them
+            ranks.setdefault((queue.name, seq, died_at), place)
+        self.model.dead.sort(key=lambda job: (job.updated_at, ranks.get((job.queue, job.seq, job.updated_at), len(ranks))))
 
     def _keeps(self, job: NaiveJob) -> bool:
         return job.queue in self.shard.queues and job.seq in self.shard.queues[job.queue].dead
