@@ -1,0 +1,308 @@
+"""One shard's rows in Postgres.
+
+**Commit** is one statement, and so one transaction and one round trip. It locks the shard's lease `FOR SHARE` under the epoch and the owner that
+this store has, and whoever takes the lease over must wait for it; a commit that waited for a takeover looks at the lease again, and finds itself fenced.
+Without that lock, late commits of an old owner were seen after the new one had read its rows. The owner is a random number beside the epoch: a
+failover to a standby that lacks the last takeover could hand out the same epoch twice.
+
+**Taking over** changes the lease. Where a session of the owner before holds the lock and is stuck (its process is stopped with half a statement sent, say), the
+wait for the lock ends after 2 s, that session is ended by the number that it left in the lease, and the lease is taken.
+
+**Reopening** is no taking over: it takes a new epoch only from itself. If another owner was there meanwhile, its rows are not what this memory holds, and
+the store says `StoreFenced`. If the server's timeline has changed, a standby was promoted, which perhaps lacked the last commits; if the lease knows less
+than it did, so it surely was. Then only reading everything anew is safe, and the store says `StoreFailed`.
+
+**Plans.** A generic plan is made once a session and kept. One made while the table is empty would read the whole of it, and go on to do so when it holds a
+million rows, until statistics are gathered. So nothing is left to choose: what could scan is switched off, the keys are looked up
+by a subquery that cannot be merged into the rest, and the rows are then written by their place (ctid), for which there is only one plan.
+
+**Loading** asks first how many rows make up 16 MiB, again and again to the end, and then fetches so many at a time by a cursor in the same snapshot: payloads of
+megabytes never fill the memory, and small ones are not fetched one by one. Where some row cannot be read, the rest is read by key, and what
+is damaged is named.
+
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import asyncpg
+
+from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.placement import slots_of
+from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.store.contract import Damaged, Durability
+from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_of, is_damage
+from proteus_shards.store.postgres_rows import arguments_of, rows_of
+from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
+from proteus_shards.store.postgres_url import PostgresUrl
+
+SCHEMA_VERSION = 1
+LOAD_ROWS = 5000  # in a chunk
+LOAD_BYTES = 16 * 1024 * 1024  # of payloads and states in a chunk, and one row more
+CAREFUL_ROWS = 50  # read at once where some row is damaged
+READ_ROWS = 5000
+TAKE_ATTEMPTS = 3
+
+_T = TypeVar("_T")
+
+
+class PostgresStore:
+    """Implements `contract.Store`."""
+
+    kind = "postgres"
+    keeps = True
+    row_bytes_max: int | None = None  # a value may have a gigabyte, far beyond the limit of a request's body
+    batch_rows_max: int | None = 10_000
+    batch_bytes_max: int | None = 64 * 1024 * 1024
+
+    def __init__(self, url: PostgresUrl, lease: str, slots: range, shards: int | None) -> None:
+        self.durability = Durability.WEAK
+        self.terms = "not connected yet"
+        self._url = url
+        self._lease = lease
+        self._slots = slots
+        self._shards = shards  # None: whatever they are
+        self._owner = uuid4()
+        self._epoch = 0
+        self._timeline = ""
+        self._connection: Any = None
+        self._warned = False
+        self._closed = False
+
+    async def open(self) -> int:
+        """Connect, check what is there, and take the rows over."""
+        self._check_open()
+        connection = await connect(self._url, Doing.OPENING)
+        try:
+            async with self._bounded(connection, Doing.OPENING):
+                facts = await self._check(connection)
+                epoch = await self._take(connection, query("take"), self._lease, self._owner)
+        except BaseException:
+            connection.terminate()
+            raise
+        if epoch is None:
+            connection.terminate()
+            raise StoreError("postgres: the schema has no lease for this shard: start the server, which makes it")
+        return self._adopt(connection, facts, epoch)
+
+    async def reopen(self) -> int:
+        """Connect anew, and take a new epoch if nobody else has."""
+        self._check_open()
+        self._hang_up()
+        if not self._epoch:
+            return await self.open()
+        connection = await connect(self._url, Doing.READING)
+        try:
+            async with self._bounded(connection, Doing.READING):
+                facts = await self._check(connection)
+                if facts.timeline != self._timeline:
+                    raise StoreFailed("postgres: a standby has become the primary: what it has must be read anew")  # noqa: TRY301
+                epoch = await self._take(connection, query("retake"), self._lease, self._owner, self._epoch)
+        except BaseException:
+            connection.terminate()
+            raise
+        if epoch is None:
+            connection.terminate()
+            raise StoreFenced("postgres: another owner has taken these rows over, or the server has lost what it knew of this one")
+        return self._adopt(connection, facts, epoch)
+
+    async def commit(self, batch: Batch) -> None:
+        """Write a batch."""
+        connection = self._live()
+        self._warned = False
+        async with self._bounded(connection, Doing.COMMITTING):
+            ours = await connection.fetchval(query("commit"), self._lease, self._epoch, self._owner, *arguments_of(batch))
+        if not ours:
+            raise StoreFenced(f"postgres: another owner has taken these rows over from epoch {self._epoch}")
+        if self._warned:  # the one warning that a commit can bring: it stopped waiting for the standby
+            raise StoreUnknown("postgres: the commit is on the primary, but perhaps on no standby")
+
+    async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
+        """Yield all rows in order."""
+        connection = self._live()
+        given = 0
+        steps = self._load(connection)
+        try:
+            async for chunk in steps:
+                yield chunk
+                given += len(chunk)
+        except _Unreadable:  # some row of the next chunk
+            async for chunk in self._load_carefully(connection, given):
+                yield chunk
+        finally:
+            await steps.aclose()
+
+    async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """Return the rows that exist among `keys`."""
+        connection = self._live()
+        wanted = {(key.slot, key.seq): key for key in keys}
+        found: dict[RowKey, Row] = {}
+        places = list(wanted)
+        for start in range(0, len(places), READ_ROWS):
+            for row in await self._read(connection, places[start : start + READ_ROWS]):
+                if isinstance(row, Damaged):
+                    raise StoreFailed(f"postgres: the row at {row.where} is damaged: {row.fault}")
+                key = wanted[row.slot, row.seq]
+                if (row.queue, row.id) == (key.queue, key.id):
+                    found[key] = row
+        return found
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await disconnect(connection)
+
+    # --- the connection ----------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed")
+
+    def _live(self) -> Any:
+        """Return the connection. One that was lost while nothing was under way leaves no doubt."""
+        self._check_open()
+        if self._connection is None or self._connection.is_closed():
+            raise StoreRefused("postgres: the connection was lost")
+        return self._connection
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    def _adopt(self, connection: Any, facts: Facts, epoch: int) -> int:
+        self._connection = connection
+        connection.add_log_listener(self._hear)
+        self.durability, self.terms = facts.durability, facts.terms
+        self._timeline, self._epoch = facts.timeline, epoch
+        return epoch
+
+    def _hear(self, _connection: Any, _message: Any) -> None:
+        self._warned = True
+
+    @asynccontextmanager
+    async def _bounded(self, connection: Any, doing: Doing, seconds: float | None = None) -> AsyncIterator[None]:
+        """Bound what is done inside, and raise an error as what it means. A session that may still be busy with it is ended."""
+        try:
+            async with asyncio.timeout(self._url.timeout_seconds if seconds is None else seconds):
+                yield
+        except Exception as error:  # noqa: BLE001  # what is none of a store's is raised on
+            raise self._fault(connection, error, doing) from cause_of(error)
+        except BaseException:
+            connection.terminate()
+            raise
+
+    def _fault(self, connection: Any, error: Exception, doing: Doing) -> StoreError:
+        """Return what an error means. A session that may still be busy with what failed is ended."""
+        if not isinstance(error, asyncpg.PostgresError | StoreError):
+            connection.terminate()
+        return fault_of(error, doing)
+
+    async def _check(self, connection: Any) -> Facts:
+        facts = await look(connection)
+        check_facts(facts)
+        if not await connection.fetchval(query("has_layout")):
+            raise StoreError("postgres: the schema has no tables yet, or this user may not see them: start the server, which makes them")
+        layout = await connection.fetchrow(query("layout"))
+        if layout is None:
+            raise StoreError("postgres: the schema is empty: start the server, which fills it")
+        if (fault := layout_fault(layout["version"], SCHEMA_VERSION)) is not None:
+            raise fault
+        if self._shards is not None and layout["shards"] != self._shards:
+            if self._epoch:
+                raise StoreFenced(f"postgres: the rows were taken over by a server of {layout['shards']} shards")
+            raise StoreError(
+                f"postgres: the schema was made ready for {layout['shards']} shards, not {self._shards}: start the server, which changes it"
+            )
+        return facts
+
+    async def _take(self, connection: Any, statement: str, *arguments: Any) -> int | None:
+        """Change the lease. A session that holds it and does not let go is ended."""
+        for attempt in range(TAKE_ATTEMPTS):
+            try:
+                epoch: int | None = await connection.fetchval(statement, *arguments)
+            except asyncpg.PostgresError as error:
+                if error.sqlstate != LOCKED or attempt == TAKE_ATTEMPTS - 1:
+                    raise
+                await connection.fetch(query("end_holder"), self._lease)
+            else:
+                return epoch
+        raise AssertionError
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    async def _read(self, connection: Any, places: Sequence[tuple[int, int]]) -> list[Row | Damaged]:
+        async with self._bounded(connection, Doing.READING):
+            return rows_of(await connection.fetch(query("read"), [slot for slot, _ in places], [seq for _, seq in places]))
+
+    async def _load(self, connection: Any) -> AsyncGenerator[list[Row | Damaged], None]:
+        bounds = (self._slots.start, self._slots.stop - 1)
+        async with self._snapshot(connection):
+            parts = [part for (part,) in await self._step(connection, connection.fetch(query("plan_load"), *bounds, LOAD_BYTES))]
+            cursor = await self._step(connection, connection.cursor(query("load"), *bounds))
+            for part in parts:
+                for start in range(0, part, LOAD_ROWS):
+                    yield rows_of(await self._step(connection, cursor.fetch(min(LOAD_ROWS, part - start))))
+
+    async def _load_carefully(self, connection: Any, given: int) -> AsyncIterator[list[Row | Damaged]]:
+        """Read what is left by key. Nobody else writes these rows, so that they are still those of the snapshot."""
+        bounds = (self._slots.start, self._slots.stop - 1)
+        async with self._snapshot(connection):
+            places = [(slot, seq) for slot, seq in await self._step(connection, connection.fetch(query("load_keys"), *bounds, given))]
+        for start in range(0, len(places), CAREFUL_ROWS):
+            yield await self._read_carefully(connection, places[start : start + CAREFUL_ROWS])
+
+    async def _read_carefully(self, connection: Any, places: Sequence[tuple[int, int]]) -> list[Row | Damaged]:
+        try:
+            return rows_of(
+                await self._step(connection, connection.fetch(query("read"), [slot for slot, _ in places], [seq for _, seq in places]))
+            )
+        except _Unreadable as error:
+            if len(places) == 1:
+                ((slot, seq),) = places
+                return [Damaged(f"slot {slot}, seq {seq}", str(error), seq)]
+        return [row for place in places for row in await self._read_carefully(connection, [place])]
+
+    @asynccontextmanager
+    async def _snapshot(self, connection: Any) -> AsyncIterator[None]:
+        await self._step(connection, connection.execute(query("begin_load")))
+        try:
+            await self._step(connection, connection.fetch(query("configure_load"), str(round(self._url.load_timeout_seconds * 1000))))
+            yield
+        finally:
+            if not connection.is_closed():
+                await self._step(connection, connection.execute(query("end_load")))
+
+    async def _step(self, connection: Any, work: Awaitable[_T]) -> _T:
+        """Do one step of a load."""
+        try:
+            async with asyncio.timeout(self._url.load_timeout_seconds):
+                return await work
+        except Exception as error:  # noqa: BLE001  # as above
+            if is_damage(error):
+                raise _Unreadable("it cannot be read: the database is damaged") from None
+            raise self._fault(connection, error, Doing.READING) from cause_of(error)
+        except BaseException:
+            connection.terminate()
+            raise
+
+
+class _Unreadable(Exception):
+    """Some row of what was asked for cannot be read."""
+
+
+def store_of_shard(url: PostgresUrl, shard: int, shards: int) -> PostgresStore:
+    """Return the store of one shard."""
+    return PostgresStore(url, lease_of(shard), slots_of(shard, shards), shards)
+
+
+def lease_of(shard: int) -> str:
+    """Return the name of a shard's lease."""
+    return f"shard-{shard}"

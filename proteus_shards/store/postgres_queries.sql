@@ -1,0 +1,216 @@
+-- Every statement that the Postgres store runs on an open session. A line "-- name --" begins one. Tables are named without their schema: the
+-- session's search_path has it.
+
+-- configure --
+-- For the life of the session. The plans must not depend on statistics: a statement that was planned while the table was empty
+-- must not read all of it once it is full. See the note on plans in postgres.py.
+SELECT
+    set_config('search_path', $1, false),
+    set_config('synchronous_commit', $2, false),
+    set_config('statement_timeout', $3, false),
+    set_config('lock_timeout', $4, false),
+    set_config('idle_in_transaction_session_timeout', $5, false),
+    set_config('tcp_user_timeout', $6, false),
+    set_config('default_transaction_isolation', 'read committed', false),
+    set_config('default_transaction_read_only', 'off', false),
+    set_config('plan_cache_mode', 'force_generic_plan', false),
+    set_config('enable_seqscan', 'off', false),
+    set_config('enable_bitmapscan', 'off', false),
+    set_config('enable_hashjoin', 'off', false),
+    set_config('enable_mergejoin', 'off', false),
+    set_config('jit', 'off', false),
+    set_config('client_min_messages', 'warning', false),
+    set_config('timezone', 'UTC', false);
+
+-- facts --
+-- What the session stands on. The first eight digits of the name of a WAL file are the timeline, which each promotion of a standby changes.
+SELECT
+    current_setting('server_version') AS version,
+    current_setting('server_version_num')::integer AS version_number,
+    current_setting('server_encoding') AS encoding,
+    current_setting('fsync') AS fsync,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('data_sync_retry') AS data_sync_retry,
+    current_setting('synchronous_standby_names') AS standbys,
+    pg_is_in_recovery() AS standby,
+    CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline;
+
+-- layout --
+SELECT version, shards FROM layout;
+
+-- has_layout --
+SELECT to_regclass('layout') IS NOT NULL;
+
+-- take --
+-- As a new owner, whoever it was before.
+UPDATE lease SET
+    epoch = epoch + 1,
+    owner = $2,
+    session = pg_backend_pid(),
+    session_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
+    taken_at = clock_timestamp()
+WHERE name = $1
+RETURNING epoch;
+
+-- retake --
+-- As the same owner, with a new epoch, unless there was another owner in between, or the lease has lost what this one knows of.
+UPDATE lease SET
+    epoch = epoch + 1,
+    session = pg_backend_pid(),
+    session_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
+    taken_at = clock_timestamp()
+WHERE name = $1 AND owner = $2 AND epoch >= $3
+RETURNING epoch;
+
+-- end_holder --
+-- End the session that the lease names, if it is still that session and not one that came to its number later.
+SELECT pg_terminate_backend(pid)
+FROM lease
+JOIN pg_stat_activity ON pid = session AND backend_start = session_start
+WHERE name = $1 AND pid <> pg_backend_pid();
+
+-- commit --
+-- One statement is one transaction and one round trip. The lease is locked until it ends, so that no other can take the epoch meanwhile; after waiting
+-- for one that does, the row is looked at again, and is not found. Without it nothing below happens. Where a row to delete or to change is not
+-- there, the division by zero undoes it all. Rows are found by key first and then written where they lie: no plan can do it any other way.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM lease WHERE name = $1 AND epoch = $2 AND owner = $3 FOR SHARE
+), deleted AS (
+    DELETE FROM job USING (
+        SELECT found.place
+        FROM fence, unnest($4::smallint[], $5::bigint[]) AS key (slot, seq)
+        CROSS JOIN LATERAL (SELECT job.ctid AS place FROM job WHERE job.slot = key.slot AND job.seq = key.seq OFFSET 0) AS found
+        OFFSET 0
+    ) AS hit
+    WHERE job.ctid = hit.place
+    RETURNING 1
+), changed AS (
+    UPDATE job SET
+        status = hit.status,
+        attempt = hit.attempt,
+        run_id = hit.run_id,
+        reason = hit.reason,
+        updated_at = hit.updated_at,
+        state = CASE WHEN hit.state_set THEN hit.state ELSE job.state END
+    FROM (
+        SELECT mark.*, found.place
+        FROM fence, unnest(
+            $6::smallint[], $7::bigint[], $8::smallint[], $9::bigint[], $10::bytea[], $11::text[], $12::bigint[], $13::boolean[], $14::bytea[]
+        ) AS mark (slot, seq, status, attempt, run_id, reason, updated_at, state_set, state)
+        CROSS JOIN LATERAL (SELECT job.ctid AS place FROM job WHERE job.slot = mark.slot AND job.seq = mark.seq OFFSET 0) AS found
+        OFFSET 0
+    ) AS hit
+    WHERE job.ctid = hit.place
+    RETURNING 1
+), inserted AS (
+    INSERT INTO job (
+        slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+    )
+    SELECT job.*
+    FROM fence, unnest(
+        $15::smallint[], $16::bigint[], $17::text[], $18::text[], $19::smallint[], $20::bigint[], $21::bigint[], $22::integer[], $23::integer[],
+        $24::bigint[], $25::bytea[], $26::text[], $27::bigint[], $28::bigint[], $29::bytea[], $30::bytea[]
+    ) AS job
+)
+SELECT CASE
+    WHEN NOT EXISTS (SELECT FROM fence) THEN false
+    ELSE 1 / (
+        (SELECT count(*) FROM deleted) = cardinality($4::smallint[]) AND (SELECT count(*) FROM changed) = cardinality($6::smallint[])
+    )::integer = 1
+END;
+
+-- read --
+SELECT job.*
+FROM unnest($1::smallint[], $2::bigint[]) AS key (slot, seq)
+CROSS JOIN LATERAL (
+    SELECT
+        slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+    FROM job WHERE job.slot = key.slot AND job.seq = key.seq OFFSET 0
+) AS job;
+
+-- plan_load --
+-- How many rows, in the order of load, have so many bytes together: a count for each part that may be held in memory at once.
+SELECT count(*)
+FROM (
+    SELECT (sum(octet_length(payload)::bigint + coalesce(octet_length(state), 0)) OVER (ORDER BY ready_at, seq, slot ROWS UNBOUNDED PRECEDING))::bigint / $3::bigint AS part
+    FROM job WHERE slot BETWEEN $1 AND $2
+) AS sized
+GROUP BY part ORDER BY part;
+
+-- load --
+SELECT
+    slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+FROM job WHERE slot BETWEEN $1 AND $2
+ORDER BY ready_at, seq, slot;
+
+-- load_keys --
+SELECT slot, seq FROM job WHERE slot BETWEEN $1 AND $2 ORDER BY ready_at, seq, slot OFFSET $3;
+
+-- begin_load --
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+
+-- configure_load --
+-- Each step of a load may take longer, and reads the table as is best.
+SELECT
+    set_config('statement_timeout', $1, true),
+    set_config('idle_in_transaction_session_timeout', $1, true),
+    set_config('plan_cache_mode', 'force_custom_plan', true),
+    set_config('enable_seqscan', 'on', true),
+    set_config('enable_bitmapscan', 'on', true),
+    set_config('work_mem', '64MB', true);
+
+-- end_load --
+ROLLBACK;
+
+-- begin_trial --
+INSERT INTO lease (name, epoch, owner, taken_at) VALUES ($1, 0, $2, clock_timestamp());
+
+-- remove_old_trials --
+-- What a trial left that could not end: its rows begin at the number that its name has.
+WITH old AS (
+    DELETE FROM lease WHERE name LIKE 'trial-%' AND taken_at < clock_timestamp() - interval '1 hour' RETURNING split_part(name, '-', 2)::bigint AS base
+)
+DELETE FROM job USING old WHERE slot = 1024 AND seq BETWEEN old.base AND old.base + $1;
+
+-- remove_trial --
+WITH own AS (
+    DELETE FROM lease WHERE name = $1
+)
+DELETE FROM job WHERE slot = 1024 AND seq BETWEEN $2 AND $3;
+
+-- patience --
+-- Another host may be at it: as long as the statement may take at all.
+SET LOCAL lock_timeout = 0;
+
+-- impatience --
+SET LOCAL lock_timeout = '2s';
+
+-- lock_schema --
+SELECT pg_advisory_xact_lock(hashtextextended('proteus_shards ' || $1, 0));
+
+-- has_schema --
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1);
+
+-- write_layout --
+INSERT INTO layout (one, version, shards) VALUES (true, $1, $2);
+
+-- change_shards --
+UPDATE layout SET shards = $1;
+
+-- end_leases --
+UPDATE lease SET epoch = (SELECT max(epoch) FROM lease) + 1, owner = $1, taken_at = clock_timestamp();
+
+-- count_leases --
+SELECT count(*) FROM lease WHERE name = ANY($1::text[]);
+
+-- make_leases --
+INSERT INTO lease (name, epoch, owner, taken_at)
+SELECT name, (SELECT coalesce(max(epoch), 0) FROM lease), $2, clock_timestamp() FROM unnest($1::text[]) AS name
+ON CONFLICT DO NOTHING;
+
+-- end_holders --
+SELECT pg_terminate_backend(pid)
+FROM lease
+JOIN pg_stat_activity ON pid = session AND backend_start = session_start
+WHERE pid <> pg_backend_pid();

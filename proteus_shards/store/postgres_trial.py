@@ -1,0 +1,80 @@
+"""A store in the same schema that disturbs no shard: for the doctor, which wants to know how fast a commit is.
+
+Its rows have slot 1024, which no shard has, and numbers from a base of its own, which its lease has in its name. What a trial that was killed has left,
+the next one removes after an hour.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.placement import SLOTS, slot_of
+from proteus_shards.errors import StoreError
+from proteus_shards.store.contract import Damaged
+from proteus_shards.store.postgres import PostgresStore
+from proteus_shards.store.postgres_errors import Doing
+from proteus_shards.store.postgres_session import query, session
+from proteus_shards.store.postgres_url import PostgresUrl
+
+SLOT = SLOTS
+SEQ_BITS = 31  # of the numbers of one trial's rows
+
+_replace = msgspec.structs.replace
+
+
+class PostgresTrial(PostgresStore):
+    """A `PostgresStore` on a lease of its own, which is removed with all its rows when it is closed."""
+
+    def __init__(self, url: PostgresUrl) -> None:
+        self._base = secrets.randbits(62 - SEQ_BITS) << SEQ_BITS
+        self._made = False
+        super().__init__(url, f"trial-{self._base}", range(SLOT, SLOT + 1), None)
+
+    async def open(self) -> int:
+        """Make the lease and take it."""
+        async with session(self._url, Doing.OPENING) as connection:
+            if not await connection.fetchval(query("has_layout")):
+                raise StoreError(
+                    "postgres: the schema has no tables yet, or this user may not see them: start the server, which makes them"
+                )
+            await connection.execute(query("remove_old_trials"), 2**SEQ_BITS - 1)
+            self._made = True
+            await connection.execute(query("begin_trial"), self._lease, self._owner)
+        return await super().open()
+
+    async def commit(self, batch: Batch) -> None:
+        """Write a batch where it disturbs nobody."""
+        base = self._base
+        inserts = [_replace(row, slot=SLOT, seq=base + row.seq) for row in batch.inserts]
+        marks = [_replace(mark, slot=SLOT, seq=base + mark.seq) for mark in batch.marks]
+        await super().commit(Batch([self._moved(key) for key in batch.deletes], inserts, marks))
+
+    async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
+        """Yield this trial's rows in order."""
+        async for chunk in super().load():
+            own = [row for row in chunk if isinstance(row, Row) and row.seq >> SEQ_BITS == self._base >> SEQ_BITS]
+            if own:
+                yield [_replace(row, slot=slot_of(row.queue), seq=row.seq - self._base) for row in own]
+
+    async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """Return the rows that exist among `keys`."""
+        found = await super().read([self._moved(key) for key in keys])
+        moved = {self._moved(key): key for key in keys}
+        return {moved[key]: _replace(row, slot=moved[key].slot, seq=moved[key].seq) for key, row in found.items()}
+
+    async def close(self) -> None:
+        """Remove what was written, and disconnect."""
+        try:
+            if self._made:
+                self._made = False
+                async with session(self._url, Doing.READING) as connection:
+                    await connection.execute(query("remove_trial"), self._lease, self._base, self._base + 2**SEQ_BITS - 1)
+        finally:
+            await super().close()
+
+    def _moved(self, key: RowKey) -> RowKey:
+        return _replace(key, slot=SLOT, seq=self._base + key.seq)
