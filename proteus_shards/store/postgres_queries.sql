@@ -214,3 +214,46 @@ SELECT pg_terminate_backend(pid)
 FROM lease
 JOIN pg_stat_activity ON pid = session AND backend_start = session_start
 WHERE pid <> pg_backend_pid();
+
+-- examine_session --
+SELECT
+    current_user AS username,
+    current_database() AS database,
+    coalesce((SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl), '') AS tls,
+    current_setting('autovacuum')::boolean AS autovacuum,
+    EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS has_schema,
+    has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
+    coalesce((SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = $1), false) AS may_use_schema,
+    coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1), false) AS may_create_tables,
+    (SELECT count(*) FROM pg_stat_activity WHERE xact_start < now() - interval '10 minutes' AND datname = current_database()) AS old_transactions;
+
+-- examine_privileges --
+-- Those that are missing, a line a table. FOR SHARE needs UPDATE.
+SELECT needed.name, string_agg(privilege, ', ') AS missing
+FROM (VALUES ('job', '{SELECT,INSERT,UPDATE,DELETE}'::text[]), ('lease', '{SELECT,INSERT,UPDATE,DELETE}'), ('layout', '{SELECT,UPDATE}')) AS needed (name, privileges)
+CROSS JOIN unnest(privileges) AS privilege
+WHERE NOT has_table_privilege(needed.name, privilege)
+GROUP BY needed.name ORDER BY needed.name;
+
+-- examine_connections --
+SELECT least(
+    current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
+        - coalesce(current_setting('reserved_connections', true)::integer, 0)
+        - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
+    (SELECT CASE WHEN rolconnlimit < 0 THEN 1000000 ELSE rolconnlimit END FROM pg_roles WHERE rolname = current_user)
+        - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()),
+    (SELECT CASE WHEN datconnlimit < 0 THEN 1000000 ELSE datconnlimit END FROM pg_database WHERE datname = current_database())
+        - (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid())
+) AS room;
+
+-- examine_leases --
+-- How many sessions of shards there are just now, and whether this user may end one that is stuck.
+SELECT
+    count(*) AS live,
+    count(*) FILTER (WHERE NOT (pg_has_role(current_user, usesysid, 'MEMBER') OR pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'))) AS foreign_owners
+FROM lease
+JOIN pg_stat_activity ON pid = session AND backend_start = session_start
+WHERE name LIKE 'shard-%';
+
+-- clock --
+SELECT clock_timestamp();
