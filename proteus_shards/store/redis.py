@@ -29,7 +29,7 @@ from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRef
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.redis_errors import WireError, fault_of
 from proteus_shards.store.redis_place import Scan, ShardKeys, common_key, read_manifest, shard_keys, tagged
-from proteus_shards.store.redis_rows import RowReader, field_of, in_order, packed
+from proteus_shards.store.redis_rows import RowReader, chunks, field_of, in_order, packed
 from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Command, Script, Wire, within
@@ -37,6 +37,7 @@ from proteus_shards.store.redis_wire import Command, Script, Wire, within
 BATCH_ROWS_MAX = 5000  # 10 to 20 ms in which Redis does nothing else
 BATCH_BYTES_MAX = 32 * 1024 * 1024
 LOAD_ROWS = 5000  # in a chunk
+LOAD_BYTES = 8 * 1024 * 1024  # of payloads and states in a chunk, about
 READ_ROWS = 500  # asked for at once
 ANSWER_SHARE = 0.8  # of the time of a commit, for the replicas to answer in: the server tells how many did before we stop listening
 
@@ -97,12 +98,9 @@ class RedisStore:
                 rows[field] = reader.row(field, value, marks.get(field), states.get(field))
         for field in (marks.keys() | states.keys()) - rows.keys():
             rows[field] = reader.damaged(field, "there is a mark or a state, but no row")
-        ordered = in_order(list(rows.values()))
+        ordered = in_order(rows.values())
         rows.clear()
-        ordered.reverse()
-        while ordered:
-            chunk = ordered[: -LOAD_ROWS - 1 : -1]
-            del ordered[-LOAD_ROWS:]
+        for chunk in chunks(ordered, LOAD_ROWS, LOAD_BYTES):
             yield chunk
 
     async def commit(self, batch: Batch) -> None:

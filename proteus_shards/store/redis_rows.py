@@ -15,7 +15,7 @@ Numbers cross Lua as bytes inside a value, never as numbers: those are doubles t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct, error
 from typing import Annotated, Any, get_type_hints
 
@@ -122,11 +122,28 @@ class RowReader:
         return values
 
 
-def in_order(rows: Sequence[Row | Damaged]) -> list[Row | Damaged]:
-    """Return rows by `(ready_at, seq)`, and last what is none."""
-    good = [row for row in rows if isinstance(row, Row)]
+def in_order(rows: Iterable[Row | Damaged]) -> list[Row | Damaged]:
+    """Return rows by `(ready_at, seq)`, and behind them what is none."""
+    good: list[Row] = []
+    damaged: list[Damaged] = []
+    for row in rows:
+        (good if isinstance(row, Row) else damaged).append(row)  # type: ignore[arg-type]
     good.sort(key=lambda row: (row.ready_at, row.seq))
-    return [*good, *(row for row in rows if isinstance(row, Damaged))]
+    return [*good, *damaged]
+
+
+def chunks(rows: list[Row | Damaged], rows_max: int, bytes_max: int) -> Iterator[list[Row | Damaged]]:
+    """Yield a list in parts, and let go of what was yielded."""
+    rows.reverse()
+    while rows:
+        chunk: list[Row | Damaged] = []
+        size = 0
+        while rows and len(chunk) < rows_max and size < bytes_max:
+            row = rows.pop()
+            chunk.append(row)
+            if isinstance(row, Row):
+                size += len(row.payload) + len(row.state or b"")
+        yield chunk
 
 
 def _told(fault: Exception) -> str:
