@@ -48,7 +48,7 @@ def test_a_url_means_one_thing(url: str, expected: StoreUrl) -> None:
         ("mysql://x", "no store of the scheme 'mysql'"),
         ("postgres://user:secret@host/db?sslmode=no", "sslmode must be disable or allow"),
         ("redis://secret@host", "user:password"),
-        ("dynamodb:", "dynamodb is not available in this version"),
+        ("dynamodb:", "write dynamodb://TABLE"),
         ("memory:x", "nothing may follow"),
         ("memory://", "nothing may follow"),
         ("memory:?synchronous=full", "memory has no option 'synchronous'"),

@@ -1,0 +1,225 @@
+"""One shard's rows in a table of DynamoDB.
+
+What a row is there, and why its key is what it is, stands in `dynamodb_rows.py`; who may write in `dynamodb_owner.py`; what is sent again and how a call
+ends in `dynamodb_client.py`.
+
+**Commit** is one TransactWriteItems: a check that the epoch is ours, and up to 99 writes, each with a condition. One is under way per shard, so that two never
+conflict; more throughput comes from more shards. A condition that does not hold means:
+
+* the first, on the lease: another has taken over (`StoreFenced`). A new row of a stale owner would meet no condition of its own, so this one is needed;
+* that of a row, at the first attempt: memory and store do not agree on which rows exist (`StoreFailed`: a restart reads what the store says);
+* that of a row, after an attempt that may have been done: that attempt may be what the condition met, where the token is no longer known. The caller reads
+  the rows back (`StoreUnknown`).
+
+**Load.** 64 queries, one for each partition, up to 16 at a time, strongly consistent. What they give is sorted in memory by `(ready_at, seq)`, and handed
+over in chunks that are let go of at once: the payloads are in memory once, as a job will have them anyway.
+
+**Durability** is that of AWS, which keeps three copies in different data centers before it answers. An endpoint that is not of AWS may keep nothing at all:
+what is behind it cannot be asked, so the class is "weak".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from urllib.parse import urlsplit
+
+import msgspec
+
+from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.placement import SLOTS, slots_of
+from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.store.contract import Damaged, Durability
+from proteus_shards.store.dynamodb_client import Backoff, Client, Unmet, answered, run_all
+from proteus_shards.store.dynamodb_owner import Lease, lease_check, lease_key, lease_of, owner_name, take_lease, transaction
+from proteus_shards.store.dynamodb_rows import (
+    BATCH_BYTES_MAX,
+    BATCH_ROWS_MAX,
+    PARTITIONS,
+    READ_KEYS_MAX,
+    ROW_BYTES_MAX,
+    Item,
+    key_of,
+    partition,
+    range_of,
+    rows_of,
+    wanted_of,
+    writes_of,
+)
+from proteus_shards.store.dynamodb_url import DynamodbUrl
+
+LOAD_ROWS = 5000  # in a chunk
+
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+_NOTHING = msgspec.Raw(b"[]")
+
+
+class _Page(msgspec.Struct):
+    items: msgspec.Raw = msgspec.field(name="Items", default=_NOTHING)
+    next_key: Item | None = msgspec.field(name="LastEvaluatedKey", default=None)
+
+
+class _Part(msgspec.Struct):
+    keys: list[Item] = msgspec.field(name="Keys")
+
+
+class _Found(msgspec.Struct):
+    tables: dict[str, msgspec.Raw] = msgspec.field(name="Responses", default_factory=dict)
+    unprocessed: dict[str, _Part] = msgspec.field(name="UnprocessedKeys", default_factory=dict)
+
+
+_read_page = msgspec.json.Decoder(_Page).decode
+_read_found = msgspec.json.Decoder(_Found).decode
+
+
+class DynamodbStore:
+    """Implements `contract.Store`."""
+
+    kind = "dynamodb"
+    keeps = True
+    row_bytes_max: int | None = ROW_BYTES_MAX
+    batch_rows_max: int | None = BATCH_ROWS_MAX
+    batch_bytes_max: int | None = BATCH_BYTES_MAX
+
+    def __init__(self, url: DynamodbUrl, shard: int, shards: int | None) -> None:
+        self.durability = Durability.WEAK
+        self.terms = ""
+        self._url = url
+        self._client = Client(url)
+        self._shards = shards  # None: a trial
+        self._slots = range(SLOTS) if shards is None else slots_of(shard, shards)
+        self._owner = owner_name()
+        self._lease_name = lease_of(shard) if shards is not None else f"trial#{self._owner}"
+        self._place = "rows" if shards is not None else f"trial#{self._owner}"
+        self._lease: Lease | None = None
+        self._closed = False
+        self._left: dict[tuple[int, int], None] = {}  # of a trial: what is to be removed
+
+    async def open(self) -> int:
+        """Connect and take the next epoch."""
+        return await self._take()
+
+    async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
+        """Yield all rows in order."""
+        found: list[Row | Damaged] = []
+        await run_all(self._query(number, found) for number in range(PARTITIONS))
+        found.sort(key=_last_first)
+        while found:
+            chunk = found[: -LOAD_ROWS - 1 : -1]
+            del found[-LOAD_ROWS:]
+            yield chunk
+
+    async def commit(self, batch: Batch) -> None:
+        """Write a batch."""
+        lease = self._held()
+        assert len(batch) <= BATCH_ROWS_MAX, "a batch larger than the store's limit"
+        check = lease_check(self._url.table, self._lease_name, lease)
+        writes = writes_of(batch, self._url.table, self._place)
+        if self._shards is None:
+            self._left |= {(row.slot, row.seq): None for row in batch.inserts}
+        outcome = await self._client.call("transact_write_items", transaction([check, *writes]), doubt=StoreUnknown)
+        if not isinstance(outcome, Unmet):
+            return
+        if outcome.at(0):
+            raise StoreFenced(f"epoch {lease.epoch} of {self._lease_name} is over: another has taken over")
+        unmet = sum(map(outcome.at, range(len(outcome.reasons))))
+        if outcome.doubtful:
+            raise StoreUnknown("an earlier attempt may have been written: DynamoDB no longer knows the token")
+        raise StoreFailed(
+            f"{unmet} of {len(batch)} rows are there and should not be, or the other way round: memory and store do not agree"
+        )
+
+    async def reopen(self) -> int:
+        """Take the next epoch, unless another has taken over."""
+        return await self._take()
+
+    async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """Return the rows that exist among `keys`."""
+        self._held()
+        found: list[Row | Damaged] = []
+        wanted = wanted_of(keys, self._place)
+        names = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in wanted]
+        parts = (names[start : start + READ_KEYS_MAX] for start in range(0, len(names), READ_KEYS_MAX))
+        await run_all(self._get(part, found) for part in parts)
+        by_place = {(key.slot, key.seq): key for key in keys}
+        rows: dict[RowKey, Row] = {}
+        for row in found:
+            if isinstance(row, Damaged):
+                raise StoreFailed(f"{row.where}: {row.fault}")
+            key = by_place[row.slot, row.seq]
+            if (row.queue, row.id) == (key.queue, key.id):
+                rows[key] = row
+        return rows
+
+    async def close(self) -> None:
+        """Let go of the connections; a trial removes what it wrote."""
+        try:
+            if self._shards is None and self._lease is not None and not self._closed:
+                await self._clear()
+        finally:
+            self._closed = True
+            await self._client.close()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _held(self) -> Lease:
+        if self._lease is None or self._closed:
+            raise StoreError("the store is closed" if self._closed else "the store is not open")
+        return self._lease
+
+    async def _take(self) -> int:
+        if self._closed:
+            raise StoreError("the store is closed")
+        await self._client.connect()
+        self._lease = await take_lease(self._client, self._lease_name, self._owner, self._shards, self._lease)
+        self._client.started = True
+        of_aws = (urlsplit(self._client.endpoint).hostname or "").endswith(_AWS_DOMAINS)
+        self.durability = Durability.REPLICA if of_aws else Durability.WEAK
+        where = f"in {self._client.region}" if of_aws else f"at {self._client.endpoint}, which is not of AWS and promises nothing"
+        self.terms = f"DynamoDB {where}, table {self._url.table}"
+        return self._lease.epoch
+
+    async def _query(self, number: int, found: list[Row | Damaged]) -> None:
+        """Read what one partition has of this shard."""
+        self._held()
+        low, high = range_of(self._slots)
+        request = {
+            "TableName": self._url.table,
+            "ConsistentRead": True,
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :low AND :high",
+            "ExpressionAttributeValues": {":pk": {"S": partition(self._place, number)}, ":low": {"S": low}, ":high": {"S": high}},
+        }
+        while True:
+            page = _read_page(answered(await self._client.call("query", request)))
+            found += rows_of(page.items, self._url.table, self._place)
+            if page.next_key is None:
+                return
+            request["ExclusiveStartKey"] = page.next_key
+
+    async def _get(self, names: list[Item], found: list[Row | Damaged]) -> None:
+        """Read up to 100 items. What the service leaves out, for its size or for lack of throughput, is asked for again."""
+        table = self._url.table
+        backoff = Backoff(self._url.timeout_seconds)
+        while names:
+            request = {"RequestItems": {table: {"Keys": names, "ConsistentRead": True}}}
+            answer = _read_found(answered(await self._client.call("batch_get_item", request)))
+            found += rows_of(answer.tables.get(table, _NOTHING), table, self._place)
+            left = answer.unprocessed[table].keys if table in answer.unprocessed else []
+            if len(left) < len(names):
+                backoff = Backoff(self._url.timeout_seconds)
+            if left:
+                pause = backoff.draw()
+                if pause is None:
+                    raise StoreRefused("DynamoDB asks to go slower: it leaves what is to be read unprocessed")
+                await asyncio.sleep(pause)
+            names = left
+
+    async def _clear(self) -> None:
+        """Remove what a trial wrote."""
+        keys = [key_of(slot, seq, self._place) for slot, seq in self._left] + [lease_key(self._lease_name)]
+        for key in keys:
+            await self._client.call("delete_item", {"TableName": self._url.table, "Key": key})
+
+
+def _last_first(row: Row | Damaged) -> tuple[int, int]:
+    return (-row.ready_at, -row.seq) if isinstance(row, Row) else (0, -(row.seq or 0))

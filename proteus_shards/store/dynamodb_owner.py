@@ -1,0 +1,208 @@
+"""Who may write: the layout of a table, and the lease of each shard. Every write of these two is conditional; none of them is ever deleted.
+
+`layout` says for how many shards the table was made ready, and `settled`, whether that is done. `lease#NNNN` holds the epoch of a shard and
+who took it, a name drawn anew by every store object, so that one who asks again can tell its own lost answer from another's success.
+
+**Taking an epoch** is a transaction: the layout is settled for our number of shards, and the lease goes from the epoch that was read to the next.
+A transaction of the previous owner that is under way conflicts with it, as it checks the same lease: one of the two is cancelled. So once the new
+epoch is there, a batch of the old one has been written or never will be, however late it is sent or answered.
+
+**Reopening** takes the next epoch only from our own. Where another has taken over meanwhile, this process was replaced, and ends: it must not take back
+what its successor has.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+
+from proteus_shards.errors import StoreError, StoreFenced, StoreRefused
+from proteus_shards.store.dynamodb_client import Client, Unmet, answered
+
+LAYOUT_VERSION = 1
+TAKE_ATTEMPTS_MAX = 20
+
+_LAYOUT_KEY = {"pk": {"S": "layout"}, "sk": {"S": "layout"}}
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """For how many shards a table is ready."""
+
+    version: int
+    shards: int
+    settled: bool
+    turn: int  # goes up with each change
+    leases: int  # how many there are
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The epoch of a shard, and who took it."""
+
+    epoch: int
+    owner: str
+
+
+class _Value(msgspec.Struct):
+    S: str = ""
+    N: str = ""
+    BOOL: bool = False
+
+
+class _Got(msgspec.Struct):
+    item: dict[str, _Value] | None = msgspec.field(name="Item", default=None)
+
+
+_read_got = msgspec.json.Decoder(_Got).decode
+
+
+def lease_key(name: str) -> dict[str, Any]:
+    """Return the key of a lease."""
+    return {"pk": {"S": name}, "sk": {"S": "lease"}}
+
+
+def lease_of(shard: int) -> str:
+    """Return the name of a shard's lease."""
+    return f"lease#{shard:04d}"
+
+
+def owner_name() -> str:
+    """Return a name that no other owner has."""
+    return uuid.uuid4().hex
+
+
+async def read_layout(client: Client, foreseen: str = "") -> Layout | None:
+    """Return the layout of the table, or None where there is none. Raises `StoreError` where it is of another version."""
+    item = await _get(client, _LAYOUT_KEY, foreseen)
+    if item is None:
+        return None
+    version = _number(item, "version")
+    if version != LAYOUT_VERSION:
+        raise StoreError(f"table {client.url.table} was written by another version (layout {version}, this one knows {LAYOUT_VERSION})")
+    settled = item["settled"].BOOL if "settled" in item else False
+    return Layout(version, _number(item, "shards"), settled, _number(item, "turn"), _number(item, "leases"))
+
+
+async def write_layout(client: Client, layout: Layout, before: Layout | None) -> bool:
+    """Change the layout from what it was before. Returns False where it is something else by now."""
+    request: dict[str, Any] = {
+        "TableName": client.url.table,
+        "Item": {
+            **_LAYOUT_KEY,
+            "version": {"N": str(layout.version)},
+            "shards": {"N": str(layout.shards)},
+            "settled": {"BOOL": layout.settled},
+            "turn": {"N": str(layout.turn)},
+            "leases": {"N": str(layout.leases)},
+        },
+        "ConditionExpression": "attribute_not_exists(pk)",
+    }
+    if before is not None:
+        request["ConditionExpression"] = "turn = :turn AND settled = :settled"
+        request["ExpressionAttributeValues"] = {":turn": {"N": str(before.turn)}, ":settled": {"BOOL": before.settled}}
+    outcome = await client.call("put_item", request)
+    return not isinstance(outcome, Unmet) or (outcome.doubtful and await read_layout(client) == layout)
+
+
+async def raise_epoch(client: Client, layout: Layout, shard: int) -> bool:
+    """Fence whoever holds a shard's lease. Returns False where the layout is no longer the one given.
+
+    A transaction for each lease: one for many would conflict with any commit of any owner that is still at work.
+    """
+    check = _layout_check(client, "turn = :turn AND settled = :settled", {":turn": {"N": str(layout.turn)}, ":settled": {"BOOL": False}})
+    update = {
+        "TableName": client.url.table,
+        "Key": lease_key(lease_of(shard)),
+        "UpdateExpression": "SET #owner = :nobody ADD epoch :one",
+        "ExpressionAttributeNames": {"#owner": "owner"},
+        "ExpressionAttributeValues": {":nobody": {"S": "nobody"}, ":one": {"N": "1"}},
+    }
+    outcome = await client.call("transact_write_items", transaction([check, {"Update": update}]))
+    return not isinstance(outcome, Unmet)
+
+
+async def take_lease(client: Client, name: str, owner: str, shards: int | None, mine: Lease | None) -> Lease:
+    """Take the next epoch of a lease. `shards`: what the layout must be settled for, None for a trial. `mine`: what we had, None at the first time.
+
+    Raises `StoreFenced` where the lease is no longer ours, and `StoreError` where the table is not ready for this number of shards.
+    """
+    for _ in range(TAKE_ATTEMPTS_MAX):
+        now = await read_lease(client, name)
+        if now.owner == owner and (mine is None or now.epoch > mine.epoch):
+            return now  # an attempt whose answer was lost
+        if mine is not None and now != mine:
+            raise StoreFenced(f"the lease is at epoch {now.epoch}, this process has {mine.epoch}: another has taken over")
+        taken = Lease(now.epoch + 1, owner)
+        update: dict[str, Any] = {
+            "TableName": client.url.table,
+            "Key": lease_key(name),
+            "UpdateExpression": "SET epoch = :next, #owner = :owner",
+            "ConditionExpression": "epoch = :now" if now.epoch else "attribute_not_exists(pk)",
+            "ExpressionAttributeNames": {"#owner": "owner"},
+            "ExpressionAttributeValues": {":next": {"N": str(taken.epoch)}, ":owner": {"S": owner}},
+        }
+        if now.epoch:
+            update["ExpressionAttributeValues"][":now"] = {"N": str(now.epoch)}
+        actions: list[dict[str, Any]] = [{"Update": update}]
+        if shards is not None:
+            values = {":version": {"N": str(LAYOUT_VERSION)}, ":shards": {"N": str(shards)}, ":settled": {"BOOL": True}}
+            actions.append(_layout_check(client, "version = :version AND shards = :shards AND settled = :settled", values))
+        outcome = await client.call("transact_write_items", transaction(actions))
+        if not isinstance(outcome, Unmet):
+            return taken
+        if not outcome.at(0) and outcome.at(-1):
+            raise StoreError(
+                f"table {client.url.table} is not ready for {shards} shards: another number was started meanwhile; start again"
+            )
+    raise StoreRefused("other processes take this lease again and again")
+
+
+async def read_lease(client: Client, name: str) -> Lease:
+    """Return who holds a lease; epoch 0 where nobody ever did."""
+    item = await _get(client, lease_key(name))
+    return Lease(0, "") if item is None else Lease(_number(item, "epoch"), item["owner"].S if "owner" in item else "")
+
+
+def lease_check(table: str, name: str, lease: Lease) -> dict[str, Any]:
+    """Return the action of a transaction that lets it pass only while a lease is held."""
+    return {
+        "ConditionCheck": {
+            "TableName": table,
+            "Key": lease_key(name),
+            "ConditionExpression": "epoch = :epoch AND #owner = :owner",
+            "ExpressionAttributeNames": {"#owner": "owner"},
+            "ExpressionAttributeValues": {":epoch": {"N": str(lease.epoch)}, ":owner": {"S": lease.owner}},
+        }
+    }
+
+
+def transaction(actions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a transaction with a token of its own: sent twice, it is done once."""
+    return {"TransactItems": actions, "ClientRequestToken": str(uuid.uuid4())}
+
+
+def _layout_check(client: Client, condition: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ConditionCheck": {
+            "TableName": client.url.table,
+            "Key": _LAYOUT_KEY,
+            "ConditionExpression": condition,
+            "ExpressionAttributeValues": values,
+        }
+    }
+
+
+async def _get(client: Client, key: dict[str, Any], foreseen: str = "") -> dict[str, _Value] | None:
+    request = {"TableName": client.url.table, "Key": key, "ConsistentRead": True}
+    outcome = await client.call("get_item", request, foreseen=foreseen)
+    if isinstance(outcome, Unmet) and foreseen:
+        return None
+    return _read_got(answered(outcome)).item
+
+
+def _number(item: dict[str, _Value], name: str) -> int:
+    try:
+        return int(item[name].N)
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"an item of the table that says who may write has no number {name}: restore it from a backup") from error
