@@ -1,15 +1,20 @@
-"""The command line: options → settings → the running server.
+"""The command line: options → settings → the running server, or a look at its store, or a copy of it.
 
 The options of `serve` are generated from `Settings`, and everything a user gives is checked in one place, `load_settings`; argparse only
-splits the words. Exit codes: 0 ended as asked, 1 failed, 2 a wrong option or setting.
+splits the words. Exit codes: 0 ended as asked, 1 failed, 2 a wrong option or setting. What a command finds out goes to standard output, how it
+gets on and what went wrong to standard error. No URL of a store is ever shown: it may hold a password.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import msgspec
 
 from proteus_shards import __version__, logs
 from proteus_shards.config import CONFIG_VARIABLE, Setting, load_settings, settings_table
@@ -18,6 +23,10 @@ from proteus_shards.store.registry import check_url
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2  # argparse's own choice too
+
+_DOCTORS_SETTINGS = ("store", "require_durability")
+_MARKS = {"good": "ok", "note": "note", "warning": "warning", "fault": "FAULT"}
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
 
 _EPILOG = """\
 Each option may also stand in the environment or in the settings file (TOML, the option's name without the leading dashes). An option
@@ -58,10 +67,48 @@ def build_parser() -> argparse.ArgumentParser:
     groups = {title: serve.add_argument_group(title) for title in ("server", "storage", "limits", "logs")}
     for setting in settings_table():
         _add_option(groups[setting.group], setting)
+    _add_doctor(commands)
+    _add_store(commands)
     return parser
 
 
-def _add_option(group: argparse._ArgumentGroup, setting: Setting) -> None:
+def _add_doctor(commands: _Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        usage="proteus-shards doctor [options]",
+        help="examine a store: is it fit for a server, and how fast is it?",
+        description="Examine a store and time a trial in it, for a few seconds. A server may run on it meanwhile. Ends with 0 where nothing is "
+        "at fault, with 1 otherwise.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--config", metavar="FILE", help=f"settings file [env: {CONFIG_VARIABLE}]")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    for setting in settings_table():
+        if setting.name in _DOCTORS_SETTINGS:
+            _add_option(doctor, setting)
+
+
+def _add_store(commands: _Commands) -> None:
+    store = commands.add_parser("store", help="work on stores", description="Work on stores.", allow_abbrev=False)
+    actions = store.add_subparsers(title="actions", metavar="ACTION", required=True)
+    copy = actions.add_parser(
+        "copy",
+        help="copy all jobs of a stopped server to another store",
+        description="Copy all jobs, in order, from one store to another, read them back and compare. Servers of both must be stopped. "
+        "TO must hold no jobs; FROM stays as it is.",
+        allow_abbrev=False,
+    )
+    copy.set_defaults(run=_copy)
+    copy.add_argument("source", metavar="FROM", help="URL of the store that holds the jobs, as for --store")
+    copy.add_argument("target", metavar="TO", help="URL of the store that shall hold them")
+    copy.add_argument(
+        "--skip-damaged", action="store_true", help="leave damaged rows behind, instead of copying nothing where there are any"
+    )
+
+
+def _add_option(group: argparse._ActionsContainer, setting: Setting) -> None:
     text = f"{setting.help} [default: {setting.default}] [env: {setting.variable}]".replace("%", "%%")
     if setting.kind == "switch":
         group.add_argument(setting.option, dest=setting.name, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -83,6 +130,40 @@ def _serve(arguments: argparse.Namespace) -> int:
     from proteus_shards import supervisor  # noqa: PLC0415 --help and wrong settings need not wait for trio
 
     return supervisor.run(settings)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name) for name in _DOCTORS_SETTINGS}
+    settings = load_settings(given, os.environ, arguments.config, check_url)
+    from proteus_shards.store import doctor  # noqa: PLC0415 only this command needs an event loop of its own
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the trial is cleared away
+    report = doctor.run(settings.store, settings.require_durability)
+    if arguments.json:
+        _print([msgspec.json.encode(report).decode()])
+    else:
+        for finding in report.findings:
+            _print([f"{_MARKS[finding.level]:8} {finding.what}", *([f"{'':8} → {finding.remedy}"] if finding.remedy else [])])
+        _print([report.summary])
+    return 0 if report.sound else EXIT_FAILED
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    from proteus_shards.store import copy  # noqa: PLC0415 as above
+
+    copied = copy.run(arguments.source, arguments.target, skip_damaged=arguments.skip_damaged, tell=_tell)
+    _print([copied.summary])
+    return 0
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Write to standard output, in UTF-8 whatever the locale."""
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+    sys.stdout.flush()
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _fail(error: ProteusError, code: int) -> int:

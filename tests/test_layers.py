@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "front": {"", "errors", "core", "ipc", "boot", "config", "logs"},
     "surroundings": {"", "errors", "config"},
     "supervisor": {"", "errors", "config", "surroundings"},
-    "cli": {"", "errors", "config", "logs", "store.registry", "supervisor"},
+    "cli": {"", "errors", "config", "logs", "store.registry", "store.doctor", "store.copy", "supervisor"},
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,358 @@
+"""`proteus-shards store copy`: all jobs of a stopped server, from one store to another of any kind.
+
+**Nothing is written before all of it can be.** The target must be empty; every row of the source is read once, and a damaged one, or one that is too
+large for the target, ends the copy there and then. (Reading twice costs 3 s a million rows with SQLite; taking back what was
+written to a store that has refused one row may fail itself.)
+
+**Then shard by shard**: the target is prepared for the source's number of shards, so that each shard's rows go to one shard, with every
+number they have. They are read in order, committed in batches within the target's limits, and read back through a store that is opened anew. Count
+and a SHA-256 over all fields of all rows in order must be the same on both sides.
+
+**The source stays as it is**, but for its epochs: to open a shard's rows takes one. A SQLite file that a server holds cannot be opened, and the copy is
+refused. Elsewhere it fences the running server, which ends that shard and takes a new epoch. So the source's shards stay open to the end,
+and then commit nothing once more: whoever has opened them meanwhile has fenced the copy, which is told as a failure.
+
+**A copy that was interrupted** leaves a target that is not empty, and the next one is refused until it is. It does not go on where the
+first one stopped: the source may have changed since.
+
+In memory are a chunk of rows and a batch of them, whatever there is to copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from proteus_shards.core.model import Batch, Row, RowKey, job_of
+from proteus_shards.core.placement import slot_of
+from proteus_shards.errors import RowError, SettingError, StoreError, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.store.contract import Damaged, Store
+from proteus_shards.store.registry import make_store, prepare_store, prepared_shards
+from proteus_shards.store.urls import read_url
+
+BATCH_ROWS_MAX = 1000
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+PROGRESS_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0  # for a target that is away for a while
+BACKOFF_SECONDS = 0.2
+TOO_LARGE_NAMED = 20
+
+_ANEW = {
+    "sqlite": "remove its folder",
+    "postgres": "drop its tables",
+    "redis": "delete its keys",
+    "dynamodb": "delete its table",
+}
+_encode = msgspec.msgpack.Encoder().encode
+_astuple = msgspec.structs.astuple
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What was copied."""
+
+    jobs: int
+    shards: int
+    damaged: int  # rows that were left behind
+    seconds: float
+    digest: str  # SHA-256 over the digests of all shards, in hexadecimal
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        left = f", {self.damaged:,} damaged rows left behind" if self.damaged else ""
+        return f"copied {self.jobs:,} jobs of {self.shards} shards in {self.seconds:.1f} s, read back and compared{left}; SHA-256 {self.digest}"
+
+
+def run(source: str, target: str, *, skip_damaged: bool, tell: Callable[[str], None]) -> Copied:
+    """Copy all rows, in an event loop of its own. Raises `SettingError` and `StoreError`; `tell` gets lines about the progress."""
+    return asyncio.run(copy(source, target, skip_damaged=skip_damaged, tell=tell))
+
+
+async def copy(source: str, target: str, *, skip_damaged: bool, tell: Callable[[str], None]) -> Copied:
+    """Copy all rows of the store at one URL to that at another. Raises `SettingError` and `StoreError`."""
+    _check(source, "FROM")
+    _check(target, "TO")
+    if read_url(source) == read_url(target):
+        raise SettingError("FROM and TO are the same store")
+    began = time.monotonic()
+    shards = await prepared_shards(source)
+    if shards is None:
+        raise StoreError("FROM holds no jobs: no server has ever prepared it")
+    await _check_empty(target)
+    survey = await _survey(source, make_store(target, 0, shards), shards, skip_damaged=skip_damaged, tell=tell)
+    tell(f"{survey.jobs:,} jobs in {shards} shards, {survey.size / 1e6:,.1f} MB")
+    await prepare_store(target, shards)
+    progress = _Progress(tell, survey.jobs)
+    digests = []
+    async with AsyncExitStack() as held:
+        opened = []
+        for shard in range(shards):
+            store = make_store(source, shard, shards)
+            held.push_async_callback(store.close)
+            await store.open()
+            opened.append(store)
+            read = await _move(store, target, shard, shards, progress, skip_damaged=skip_damaged)
+            found = await _read_back(target, shard, shards)
+            if found != read:
+                raise StoreError(
+                    f"shard {shard}: {read.rows:,} jobs were read (SHA-256 {read.hex}) and {found.rows:,} are there now (SHA-256 {found.hex}): "
+                    f"do not use TO; {_how_to_begin_anew(target)}"
+                )
+            digests.append(read)
+        await _check_unfenced(opened)
+    whole = hashlib.sha256(b"".join(digest.value for digest in digests)).hexdigest()
+    return Copied(sum(digest.rows for digest in digests), shards, progress.damaged, round(time.monotonic() - began, 3), whole)
+
+
+# --- before anything is written ----------------------------------------------------------------------------------
+
+
+class _Survey(msgspec.Struct):
+    jobs: int = 0
+    size: int = 0
+    damaged: int = 0
+    too_large: int = 0
+
+
+def _check(url: str, name: str) -> None:
+    """Refuse what is no store, or keeps nothing. Raises `SettingError`."""
+    try:
+        keeps = make_store(url, 0, 1).keeps
+    except SettingError as error:
+        raise SettingError(str(error).replace("store", name, 1)) from error
+    if not keeps:
+        raise SettingError(f"{name}: this store keeps no jobs")
+
+
+async def _check_empty(target: str) -> None:
+    shards = await prepared_shards(target)
+    for shard in range(shards or 0):
+        store = make_store(target, shard, shards or 0)
+        try:
+            await store.open()
+            await _expect_nothing(store, target)
+        finally:
+            await store.close()
+
+
+async def _expect_nothing(store: Store, target: str) -> None:
+    async for chunk in store.load():
+        if chunk:
+            raise StoreError(
+                f"TO holds jobs already, of a server or of a copy that was interrupted; nothing was written. To copy into this place, "
+                f"{_how_to_begin_anew(target)}"
+            )
+
+
+async def _survey(source: str, sample: Store, shards: int, *, skip_damaged: bool, tell: Callable[[str], None]) -> _Survey:
+    """Read all rows, and raise where they cannot all be copied. `sample`: a store of the target, never opened."""
+    survey = _Survey()
+    for shard in range(shards):
+        store = make_store(source, shard, shards)
+        try:
+            await store.open()
+            async for chunk in store.load():
+                for item in chunk:
+                    _look_at(item, survey, sample.row_bytes_max, tell)
+        finally:
+            await store.close()
+    await sample.close()
+    if survey.too_large:
+        raise StoreError(
+            f"{survey.too_large:,} jobs are larger than TO can take ({sample.row_bytes_max:,} bytes each); nothing was written"
+        )
+    if survey.damaged and not skip_damaged:
+        raise StoreError(f"{survey.damaged:,} stored rows are no jobs; nothing was written. To leave them behind, add --skip-damaged")
+    return survey
+
+
+def _look_at(item: Row | Damaged, survey: _Survey, row_bytes_max: int | None, tell: Callable[[str], None]) -> None:
+    fault = fault_of(item)
+    if fault is not None:
+        survey.damaged += 1
+        tell(f"damaged: {fault}")
+        return
+    assert isinstance(item, Row)
+    size = size_of(item)
+    survey.jobs += 1
+    survey.size += size
+    if row_bytes_max is not None and size > row_bytes_max:
+        survey.too_large += 1
+        if survey.too_large <= TOO_LARGE_NAMED:
+            tell(f"too large: slot {item.slot}, seq {item.seq}: {size:,} bytes")
+
+
+def fault_of(item: Row | Damaged) -> str | None:
+    """Say where a row lies that no shard would take for a job, and why; None for any other."""
+    if isinstance(item, Damaged):
+        return f"{item.where}: {item.fault}"
+    try:
+        job_of(item)
+    except RowError as error:
+        return f"slot {item.slot}, seq {item.seq}: {error}"
+    return None if slot_of(item.queue) == item.slot else f"slot {item.slot}, seq {item.seq}: the slot is not that of its queue"
+
+
+def size_of(row: Row) -> int:
+    """Return the bytes that count against a store's limits: names, payload and state."""
+    return len(row.queue.encode()) + len(row.id.encode()) + len(row.payload) + len(row.state or b"")
+
+
+def _how_to_begin_anew(target: str) -> str:
+    scheme = target.partition(":")[0].lower()
+    anew = next((way for kind, way in _ANEW.items() if scheme.startswith(kind)), "empty it")
+    return f"{anew} and begin anew, or name another place"
+
+
+# --- moving ------------------------------------------------------------------------------------------------------
+
+
+class Digest(msgspec.Struct):
+    """Rows in order, counted and hashed."""
+
+    rows: int
+    value: bytes
+
+    @property
+    def hex(self) -> str:
+        """The first half of the hash, for a reader."""
+        return self.value.hex()[:32]
+
+
+class Digester:
+    """Takes rows in order."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take all fields of some more rows: MessagePack says of each its type and length, so that no two sequences of rows are alike."""
+        self._rows += len(rows)
+        self._hash.update(b"".join([_encode(_astuple(row)) for row in rows]))
+
+    def digest(self) -> Digest:
+        """Return what has been taken so far."""
+        return Digest(self._rows, self._hash.digest())
+
+
+class _Progress:
+    """Tells how far it is, now and then."""
+
+    def __init__(self, tell: Callable[[str], None], jobs: int) -> None:
+        self.damaged = 0
+        self._tell = tell
+        self._jobs = jobs
+        self._done = 0
+        self._told = time.monotonic()
+
+    def add(self, jobs: int) -> None:
+        """Count some more jobs."""
+        self._done += jobs
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_SECONDS:
+            self._told = now
+            self._tell(f"{self._done:,} of {self._jobs:,} jobs written")
+
+
+async def _move(source: Store, target_url: str, shard: int, shards: int, progress: _Progress, *, skip_damaged: bool) -> Digest:
+    """Read a shard's rows from the open source, and commit them to the target."""
+    digester = Digester()
+    target = make_store(target_url, shard, shards)
+    rows_max = min(BATCH_ROWS_MAX, target.batch_rows_max or BATCH_ROWS_MAX)
+    bytes_max = min(BATCH_BYTES_MAX, target.batch_bytes_max or BATCH_BYTES_MAX)
+    batch, size = Batch([], [], []), 0
+    try:
+        await target.open()
+        await _expect_nothing(target, target_url)
+        async for chunk in source.load():
+            rows = _jobs(chunk, progress, skip_damaged=skip_damaged)
+            digester.add(rows)
+            for row in rows:
+                row_size = size_of(row)
+                if batch.inserts and (len(batch) == rows_max or size + row_size > bytes_max):
+                    await _commit(target, batch)
+                    progress.add(len(batch))
+                    batch, size = Batch([], [], []), 0
+                batch.inserts.append(row)
+                size += row_size
+        if batch.inserts:
+            await _commit(target, batch)
+            progress.add(len(batch))
+    finally:
+        await target.close()
+    return digester.digest()
+
+
+def _jobs(chunk: Sequence[Row | Damaged], progress: _Progress, *, skip_damaged: bool) -> list[Row]:
+    """Return those that are jobs, in order."""
+    rows = [item for item in chunk if isinstance(item, Row) and fault_of(item) is None]
+    if len(rows) < len(chunk):
+        progress.damaged += len(chunk) - len(rows)
+        if not skip_damaged:
+            raise StoreError("FROM has changed while it was copied: begin anew")
+    return rows
+
+
+async def _commit(target: Store, batch: Batch) -> None:
+    """Commit a batch, patiently: a target that is away for a moment must not cost hours."""
+    patience_end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            await target.commit(batch)
+        except (StoreRefused, StoreUnknown) as error:
+            if time.monotonic() >= patience_end:
+                raise
+            if await _is_there(target, batch, patience_end, doubtful=isinstance(error, StoreUnknown)):
+                return
+        else:
+            return
+
+
+async def _is_there(target: Store, batch: Batch, patience_end: float, *, doubtful: bool) -> bool:
+    """Reach the target again, and say whether a batch in doubt was written."""
+    keys = [RowKey(row.slot, row.seq, row.queue, row.id) for row in batch.inserts]
+    while True:
+        await asyncio.sleep(BACKOFF_SECONDS)
+        try:
+            await target.reopen()
+            found = await target.read(keys) if doubtful else {}
+        except (StoreRefused, StoreUnknown):
+            if time.monotonic() >= patience_end:
+                raise
+        else:
+            if len(found) not in {0, len(keys)}:
+                raise StoreError(f"TO has written {len(found)} of {len(keys)} rows of one batch: it does not do as it must, do not use it")
+            return bool(found)
+
+
+async def _read_back(target_url: str, shard: int, shards: int) -> Digest:
+    """Open a shard of the target anew and read all of it."""
+    digester = Digester()
+    target = make_store(target_url, shard, shards)
+    try:
+        await target.open()
+        async for chunk in target.load():
+            damaged = next((item for item in chunk if isinstance(item, Damaged)), None)
+            if damaged is not None:
+                raise StoreError(f"TO gave back a row that is no job ({damaged.where}: {damaged.fault}): do not use it")
+            digester.add([item for item in chunk if isinstance(item, Row)])
+    finally:
+        await target.close()
+    return digester.digest()
+
+
+async def _check_unfenced(sources: Sequence[Store]) -> None:
+    """Raise where anyone has opened the source since it was opened here."""
+    for shard, store in enumerate(sources):
+        try:
+            await store.commit(Batch([], [], []))
+        except StoreFenced as error:
+            raise StoreError(
+                f"a server has opened shard {shard} of FROM while it was copied: do not use TO; stop that server, empty TO and begin anew"
+            ) from error
