@@ -15,7 +15,6 @@ above that of every old file.
 from __future__ import annotations
 
 import heapq
-import resource
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from proteus_shards.core.model import Row
 from proteus_shards.core.placement import shard_of, slot_of, slots_of
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.contract import Damaged
+from proteus_shards.store.open_files import allow_open_files
 from proteus_shards.store.sqlite_file import Meta, abandon, check_meta, checkpoint, create_file, open_file, query, translated
 from proteus_shards.store.sqlite_folder import (
     LAYOUT,
@@ -116,7 +116,7 @@ def _begin(folder: Path, shards: int, step: Step) -> Manifest:
 def _fill(url: SqliteUrl, old: Manifest, new: Manifest, step: Step, held: ExitStack) -> str | None:
     """Write a new generation, durably. `held` gets the locks on the old one."""
     folder = url.folder
-    _allow_open_files(2 * old.shards + 3 * FILES_AT_ONCE + 64)
+    allow_open_files(2 * old.shards + 3 * FILES_AT_ONCE + 64)
     sources = _open_sources(url, old, held) if old.generation else []
     step("locked")
     before = _examine(sources)
@@ -254,9 +254,3 @@ class Writer:
             self._db.execute(query("commit"))
         self._rows.clear()
         self._bytes = 0
-
-
-def _allow_open_files(count: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
