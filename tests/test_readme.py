@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from proteus_shards.config import MIB, load_settings, settings_table
 from proteus_shards.core.model import Status
 from proteus_shards.core.queue import TRANSITIONS
 from proteus_shards.front.operations import OPERATIONS
+from proteus_shards.store.registry import prepare_store
 from tests.conftest import Server, StartServer, children_of, eventually, server_environ
 from tests.test_layers import ALLOWED
 
@@ -28,6 +31,7 @@ INSTALL_SECONDS_MAX = 600
 COMMAND_SECONDS_MAX = 60
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NUMBER = re.compile(r"\b[0-9a-f]{64}\b|\d+((\\\.|,)\d+)*")
 _GENERATED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What differs from run to run, and what stands for it in the comparison.
@@ -61,6 +65,12 @@ def masked(text: str) -> str:
     for pattern, name in MASKS.items():
         text = pattern.sub(name, text)
     return text
+
+
+def shape(output: str) -> re.Pattern[str]:
+    """Return what an output looks like, whatever its numbers, notes and hashes are. A line "…" stands for any lines."""
+    lines = ["(.*\n)*?" if line == "…" else _NUMBER.sub("[0-9a-f.,]+", re.escape(line)) + r"( \(.*\))?\n" for line in output.splitlines()]
+    return re.compile("".join(lines))
 
 
 def settings_part() -> str:
@@ -112,6 +122,26 @@ def test_the_walk_prints_what_the_readme_says(server: Server) -> None:
 
         assert (ran.stderr, ran.returncode) == ("", 0), step.command
         assert masked(ran.stdout) == masked(step.output), step.command
+
+
+def test_the_commands_about_stores_print_what_the_readme_says(tmp_path: Path) -> None:
+    """Every shell session, in order, on a store of two shards."""
+    asyncio.run(prepare_store(f"sqlite:///{tmp_path}/jobs", 2))
+    session = [step for block in blocks("shellsession") for step in steps(block)]
+
+    assert len(session) == 3
+    for step in session:
+        command = step.command.replace("proteus-shards", f"'{sys.executable}' -m proteus_shards", 1)
+        ran = subprocess.run(
+            ["bash", "-c", f"{command} 2>&1"],
+            cwd=tmp_path,
+            env=server_environ({}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS_MAX,
+        )
+        assert shape(step.output).fullmatch(ran.stdout), (step, ran.stdout)
 
 
 def test_the_first_line_of_the_server_is_as_the_readme_says(start_server: StartServer) -> None:
