@@ -77,6 +77,7 @@ class PostgresStore:
     async def open(self) -> int:
         """Connect, check what is there, and take the rows over."""
         self._check_open()
+        assert self._connection is None, "opened twice"
         connection = await connect(self._url, Doing.OPENING)
         try:
             async with self._bounded(connection, Doing.OPENING):

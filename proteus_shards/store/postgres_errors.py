@@ -8,8 +8,8 @@ Three questions decide, in this order.
 a lost connection, and may do so between a commit and its answer. With synchronous replication that is even how a session ends that was told to while
 it waited for the standby, its rows already in the log. So what ends the session during a commit leaves the outcome unknown, whatever its SQLSTATE.
 
-*Would it pass another time?* By the class of the SQLSTATE. 08, 40, 53, 55, 57, 58 (connections, clashes, resources, locks, an operator, the machine), a server that
-is a standby now (25006) and a privilege taken away (42501) pass. Values that no server takes (22, 23, 54) do not, but the rest of the shard's rows are
+*Would it pass another time?* By the class of the SQLSTATE. 08, 28, 3D, 40, 53, 55, 57, 58 (connections, logins, clashes, resources, locks, an operator, the machine), a
+server that is a standby now (25006) and a privilege taken away (42501) pass, although at the first opening a wrong login is told at once. Values that no server takes (22, 23, 54) do not, but the rest of the shard's rows are
 sound. All else (a table gone, damage, a row that is there twice) means that memory is not what the store holds.
 
 An fsync that failed never comes as an ERROR: Postgres then ends all sessions and recovers from its log, unless `data_sync_retry` is set (`postgres_session.py`
@@ -39,7 +39,7 @@ class Doing(Enum):
 DISAGREEMENT = "22012"  # division by zero: how the statement `commit` says that a row was not there
 LOCKED = "55P03"
 _DAMAGE = {"XX001", "XX002", "22021"}  # a page, an index, a text
-_PASSING = {"08", "40", "53", "55", "57", "58"}
+_PASSING = {"08", "28", "3D", "40", "53", "55", "57", "58"}
 _PASSING_STATES = {"25006", "42501"}
 _VALUES = {"22", "23", "54"}
 _SETTINGS = {"28", "3D", "42"}  # who may log in, the database, privileges
@@ -86,10 +86,10 @@ def fault_of(error: BaseException, doing: Doing) -> StoreError:
     """Return what an error means. What is no error of a store, a driver or a network is a bug, and raised on."""
     if isinstance(error, StoreError):
         return error
-    if isinstance(error, asyncpg.InternalClientError | asyncpg.UnsupportedClientFeatureError):
-        return StoreFailed("postgres: the driver met a fault of its own")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return StoreRefused("postgres: no host of the URL is a primary at present")
+    if isinstance(error, asyncpg.InternalClientError | asyncpg.UnsupportedClientFeatureError):
+        return StoreFailed("postgres: the driver met a fault of its own")
     if isinstance(error, asyncpg.ClientConfigurationError | ssl.SSLCertVerificationError):
         tls = isinstance(error, ssl.SSLError)
         told = (
