@@ -33,7 +33,8 @@ class Survey(msgspec.Struct, frozen=True):
     appendonly: bool
     appendfsync: str | None  # None: it is not known
     sync_on_rewrite: bool
-    maxmemory: int
+    maxmemory: int  # bytes; 0: without end
+    memory_used: int
     policy: str
 
     @property
@@ -86,6 +87,7 @@ async def look(wire: Wire) -> Survey:
         appendfsync=known.get("appendfsync"),
         sync_on_rewrite=known.get("no-appendfsync-on-rewrite") == "no",
         maxmemory=_number(known.get("maxmemory") or info.get("maxmemory")),
+        memory_used=_number(info.get("used_memory")),
         policy=known.get("maxmemory-policy") or info.get("maxmemory_policy", "noeviction"),
     )
 
