@@ -16,7 +16,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from typing import Protocol
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+
+import pytest
+
+GIVEN = "PROTEUS_TEST_REDIS_URL"
 
 START_SECONDS_MAX = 20.0
 
@@ -200,6 +205,45 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+class RedisPlace(Protocol):
+    """A server that need not be one that we may hurt."""
+
+    def url(self, name: str, **options: str) -> str:
+        """As `StoreServer` has it."""
+        ...
+
+    def url_by_way_of(self, port: int, name: str, **options: str) -> str:
+        """As `StoreServer` has it."""
+        ...
+
+
+class GivenServer:
+    """A server that runs already. What tests write there they leave there."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self._run = os.urandom(4).hex()
+
+    def url(self, name: str, **options: str) -> str:
+        return self.url_by_way_of(self._url.port or 6379, name, **options)
+
+    def url_by_way_of(self, port: int, name: str, **options: str) -> str:
+        login, at, host = self._url.netloc.rpartition("@")
+        place = f"{login}{at}{host.partition(':')[0]}:{port}"
+        query = "&".join(filter(None, [self._url.query, urlencode({"prefix": f"{name}-{self._run}", **options})]))
+        return urlunsplit((self._url.scheme, place, self._url.path, query, ""))
+
+
+@pytest.fixture(scope="session", params=[GIVEN] if GIVEN in os.environ else list(binaries()))
+def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPlace]:
+    """Return a running server that no test hurts: one of each kind that there is, or the one that the environment names."""
+    if request.param == GIVEN:
+        yield GivenServer(os.environ[GIVEN])
+        return
+    with running(binaries()[request.param], tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 def _quoted(name: str, value: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.servers.postgres import own_postgres, postgres_server
+from tests.servers.redis import redis_server
 
-__all__ = ["own_postgres", "postgres_server"]
+__all__ = ["own_postgres", "postgres_server", "redis_server"]
 
 pytest.register_assert_rewrite("tests.store.exercise", "tests.store.exercise_owners", "tests.store.exercise_rows")

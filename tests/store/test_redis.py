@@ -1,64 +1,258 @@
-"""The Redis store: the shared suite on each server that there is."""
+"""The Redis store: the shared suite on each server that there is, and what its keys must look like."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from proteus_shards.store.contract import Store
-from proteus_shards.store.redis import RedisStore
-from proteus_shards.store.redis_prepare import prepare
-from proteus_shards.store.redis_url import RedisUrl
-from proteus_shards.store.urls import read_url
-from tests.servers.redis import RedisServer, binaries, running
+from proteus_shards.core.model import Batch
+from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused
+from proteus_shards.store.contract import Damaged, Durability
+from proteus_shards.store.redis import BATCH_ROWS_MAX
+from proteus_shards.store.redis_rows import field_of, pairs_packed
+from tests.servers.redis import RedisPlace
 from tests.store.exercise import Backing, KeepingExercise
-
-_numbers = count()
-
-
-class RedisBacking:
-    """A prefix of its own in a server."""
-
-    def __init__(self, server: RedisServer, **options: str) -> None:
-        url = read_url(server.url(f"test-{next(_numbers)}", **options))
-        assert isinstance(url, RedisUrl)
-        self.url = url
-        self.prepared = False
-
-    def store(self, shard: int = 0, shards: int = 1) -> RedisStore:
-        return RedisStore(self.url, shard, shards)
-
-    async def prepare(self, shards: int) -> None:
-        await prepare(self.url, shards)
-
-    async def usurp(self, store: Store) -> None:  # noqa: ARG002  # the lease is taken whoever has it
-        other = self.store()
-        await other.open()
-        await other.close()
-
-
-@pytest.fixture(scope="session", params=list(binaries()))
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Return a running server that no test hurts."""
-    with running(binaries()[request.param], tmp_path_factory.mktemp("redis")) as started:
-        yield started
+from tests.store.redis_backing import RedisBacking, owning
+from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_mark, make_row, marked, marking
 
 
 class TestRedis(KeepingExercise):
     """The shared suite."""
 
     @pytest.fixture
-    def new_backing(self, server: RedisServer) -> Callable[[], Backing]:
-        def make() -> Backing:
-            import asyncio
-            import threading
+    def new_backing(self, redis_server: RedisPlace) -> Callable[[], Backing]:
+        return lambda: RedisBacking(redis_server)
 
-            backing = RedisBacking(server)
-            thread = threading.Thread(target=lambda: asyncio.run(backing.prepare(1)))
-            thread.start()
-            thread.join()
-            return backing
 
-        return make
+@pytest.fixture
+def backing(redis_server: RedisPlace) -> RedisBacking:
+    """Return a prepared place."""
+    return RedisBacking(redis_server)
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_all_keys_of_a_shard_are_under_one_hash_tag(backing: RedisBacking) -> None:
+    """So that a cluster keeps them on one node, and one script may touch them."""
+    row = make_row(1)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(row))
+        await store.commit(marking(make_mark(row, state_set=True, state=b"1")))
+        found = await store._wire.call("KEYS", f"*{backing.url.prefix}*")
+
+    tag = f"{{{backing.url.prefix}:g1:s0}}:"
+    common = {f"{{{backing.url.prefix}}}:{name}" for name in ("manifest", "claims")}
+    assert {key.decode() for key in found} == common | {tag + name for name in ("lease", "rows", "marks", "states")}
+
+
+@in_asyncio
+async def test_what_is_deleted_leaves_no_key(backing: RedisBacking) -> None:
+    """Not of its marks either: with no job, the store holds no more than the lease."""
+    rows = [make_row(seq) for seq in range(3)]
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(*rows))
+        await store.commit(marking(*(make_mark(row, state_set=True, state=b"1") for row in rows)))
+        await store.commit(deleting(*rows))
+
+        assert await store._wire.call("EXISTS", *backing.keys.all[1:]) == 0
+
+
+@in_asyncio
+async def test_a_mark_does_not_write_the_payload_again(backing: RedisBacking) -> None:
+    """A heartbeat on a job of a megabyte is as cheap as any."""
+    row = make_row(1, payload=bytes(1_000_000))
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(row))
+        before = await store._wire.call("HGET", backing.keys.rows, field_of(row.slot, row.seq))
+        await store.commit(marking(make_mark(row)))
+        after = await store._wire.call("HGET", backing.keys.rows, field_of(row.slot, row.seq))
+        mark = await store._wire.call("HGET", backing.keys.marks, field_of(row.slot, row.seq))
+
+    assert before == after
+    assert len(mark) < 64
+
+
+@in_asyncio
+async def test_the_largest_batch_is_one_script(backing: RedisBacking) -> None:
+    """As many deletes, marks with states and inserts as a batch may have, of rows at the ends of all ranges."""
+    third = BATCH_ROWS_MAX // 3
+    old = [make_row(2**62 - seq, queue=f"q{seq}", ready_at=253_402_300_799_999_999 - seq) for seq in range(2 * third)]
+    new = [make_row(seq, queue=f"q{seq}") for seq in range(BATCH_ROWS_MAX - 2 * third)]
+    marks = [make_mark(row, state_set=True, state=b"{}") for row in old[third:]]
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(*old))
+        await store.commit(Batch([key_of(row) for row in old[:third]], new, marks))
+
+        left = [marked(row, mark) for row, mark in zip(old[third:], marks, strict=True)]
+        assert await load_all(store) == [*new, *reversed(left)]
+
+
+# --- what is not as it should be ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rows", "marks", "states", "lease"])
+@in_asyncio
+async def test_a_key_of_another_type_in_our_place_stops_the_commit_before_its_first_write(backing: RedisBacking, name: str) -> None:
+    """Another program uses our prefix: nothing of it is touched, and this process ends."""
+    row = make_row(1)
+    async with owning(backing.store()) as store:
+        key = getattr(backing.keys, name)
+        await store._wire.call("DEL", key)
+        await store._wire.call("SET", key, "theirs")
+        with pytest.raises(StoreFailed, match="of another type"):
+            await store.commit(inserting(row))
+
+        assert await store._wire.call("GET", key) == b"theirs"
+        assert await store._wire.call("EXISTS", *(set(backing.keys.all) - {key, backing.keys.lease})) == 0
+        with pytest.raises(StoreFailed):
+            await store.commit(inserting(row))
+
+
+@pytest.mark.parametrize("what", ["delete", "mark", "insert"])
+@in_asyncio
+async def test_rows_that_are_not_as_this_process_knows_them_stop_the_commit_before_its_first_write(
+    backing: RedisBacking, what: str
+) -> None:
+    """A delete or a mark of what is not there, an insert of what is: the batch is refused as a whole, and the process must start over."""
+    kept, missing, new = make_row(1), make_row(2), make_row(3)
+    batch = {
+        "delete": Batch([key_of(kept), key_of(missing)], [new], []),
+        "mark": Batch([key_of(kept)], [new], [make_mark(missing)]),
+        "insert": Batch([], [new, kept], []),
+    }[what]
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(kept))
+        with pytest.raises(StoreFailed, match="do not agree"):
+            await store.commit(batch)
+        with pytest.raises(StoreFailed, match="do not agree"):
+            await store.reopen()
+    async with owning(backing.store()) as store:
+        assert await load_all(store) == [kept]
+
+
+@in_asyncio
+async def test_what_is_no_row_is_said_and_left_where_it_is(backing: RedisBacking) -> None:
+    """Bytes of anything, a row under another's field, another shard's row, a mark without a row; the good ones are loaded."""
+    good = make_row(1)
+    values = msgspec.structs.astuple(make_row(2))
+    pack = msgspec.msgpack.encode
+    rows = {
+        field_of(good.slot, 2): pack((*values[:4], "ready", *values[5:])),
+        field_of(good.slot, 3): pack(values),
+        field_of(good.slot, 4): b"\xc1",
+        field_of(good.slot, 5): pack(msgspec.structs.astuple(make_row(5))).replace(b"job-5", b"\xff\xff\xff\xff\xff"),
+        field_of(2000, 6): pack((2000, 6, *values[2:])),
+        b"theirs": b"\xc1",
+    }
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(good))
+        await store._wire.call("HSET", backing.keys.rows, *(piece for pair in rows.items() for piece in pair))
+        await store._wire.call("HSET", backing.keys.marks, field_of(good.slot, 7), pack((2, 0, None, None, 0)))
+        loaded = await load_all(store)
+        assert await store._wire.call("HLEN", backing.keys.rows) == len(rows) + 1
+
+    damaged = [item for item in loaded if isinstance(item, Damaged)]
+    assert [item for item in loaded if not isinstance(item, Damaged)] == [good]
+    assert {item.seq for item in damaged} == {2, 3, 4, 5, 6, 7, None}
+    assert {item.fault for item in damaged} == {
+        "Expected `int`, got `str` - at status",
+        "slot and seq of the row are not those that it is kept under",
+        "it is not MessagePack",
+        "a text is not UTF-8",
+        "Expected `int` <= 1023 - at slot",
+        "there is a mark or a state, but no row",
+    }
+    assert all(item.where.startswith(backing.keys.rows) for item in damaged)
+
+
+@in_asyncio
+async def test_a_damaged_row_that_is_read_back_ends_the_process(backing: RedisBacking) -> None:
+    """What the truth about it is cannot be said."""
+    row = make_row(1)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(row))
+        await store._wire.call("HSET", backing.keys.rows, field_of(row.slot, row.seq), b"\xc1")
+        with pytest.raises(StoreFailed):
+            await store.read([key_of(row)])
+
+
+def test_a_script_takes_any_bytes() -> None:
+    """Redis's own decoder of MessagePack knows no type for bytes: they go as text."""
+    assert pairs_packed([b"\xff", b""]) == b"\xdd\x00\x00\x00\x02" + b"\xdb\x00\x00\x00\x01\xff" + b"\xdb\x00\x00\x00\x00"
+
+
+# --- owners ------------------------------------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_whoever_was_taken_over_does_not_take_back(backing: RedisBacking) -> None:
+    """Not by reopen either: its memory is older than the rows."""
+    async with owning(backing.store()) as first, owning(backing.store()) as second:
+        with pytest.raises(StoreFenced):
+            await first.reopen()
+        await second.commit(inserting(make_row(1)))
+
+
+@in_asyncio
+async def test_an_older_lease_that_came_back_lets_nobody_write(backing: RedisBacking) -> None:
+    """As after a failover to a replica that was behind: tokens are compared for being equal, not for being newer."""
+    async with owning(backing.store()) as first:
+        older = await first._wire.call("HGETALL", backing.keys.lease)
+        async with owning(backing.store()) as second:
+            await second.commit(inserting(make_row(1)))
+            await second._wire.call("DEL", backing.keys.lease)
+            await second._wire.call("HSET", backing.keys.lease, *older)
+            for act in (second.commit(inserting(make_row(2))), second.reopen()):
+                with pytest.raises(StoreFenced):
+                    await act
+    async with owning(backing.store()) as third:
+        assert third._epoch >= 2
+
+
+@in_asyncio
+async def test_a_lost_tail_of_commits_is_seen(backing: RedisBacking) -> None:
+    """The lease is still ours, but the last commit that it knows of is not the last one that was acknowledged."""
+    for act in ("commit", "reopen"):
+        async with owning(backing.store()) as store:
+            await store.commit(inserting(make_row(store._epoch)))
+            await store._wire.call("HINCRBY", backing.keys.lease, "batch", -1)
+            with pytest.raises(StoreFailed, match="lost acknowledged commits"):
+                await (store.commit(Batch([], [], [])) if act == "commit" else store.reopen())
+
+
+@in_asyncio
+async def test_an_emptied_server_ends_the_owner(backing: RedisBacking) -> None:
+    """What memory holds is gone; a new owner is told that nothing is prepared."""
+    async with owning(backing.store()) as store:
+        await store._wire.call("DEL", *backing.keys.all, f"{{{backing.url.prefix}}}:manifest")
+        with pytest.raises(StoreFenced):
+            await store.commit(inserting(make_row(1)))
+    with pytest.raises(StoreError, match="nothing is prepared") as raised:
+        async with owning(backing.store()):
+            pass
+    assert not isinstance(raised.value, StoreRefused)
+
+
+@in_asyncio
+async def test_another_number_of_shards_than_prepared_is_refused(backing: RedisBacking) -> None:
+    """The message says for how many it is."""
+    store = backing.store(0, 2)
+    with pytest.raises(StoreError, match="among 1 shards, not 2"):
+        await store.open()
+    await store.close()
+
+
+@in_asyncio
+async def test_the_durability_is_what_the_server_is_set_to(backing: RedisBacking) -> None:
+    """Known once it is open, with a line that says why."""
+    store = backing.store()
+    found = [store.durability]
+    async with owning(store):
+        found.append(store.durability)
+        assert "appendfsync=always" in store.terms
+
+    assert found == [Durability.WEAK, Durability.MACHINE]
