@@ -11,6 +11,7 @@ Each ends with whoever started it: it reads its standard input, a pipe from ther
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -127,3 +128,12 @@ class MotoServer(Process):
 
     def command(self) -> list[str]:
         return [sys.executable, "-c", _MOTO, str(self.port)]
+
+    def reset(self) -> None:
+        """Forget all tables."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("POST", "/moto-api/reset")
+            assert connection.getresponse().status == 200
+        finally:
+            connection.close()

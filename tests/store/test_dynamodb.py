@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -12,12 +12,17 @@ from proteus_shards.store.dynamodb import DynamodbStore
 from proteus_shards.store.dynamodb_prepare import prepare
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.urls import read_url
-from tests.servers import dynamodb_local
 from tests.servers.dynamodb import MotoServer, Process
 from tests.servers.dynamodb_local import DynamodbLocalServer
+from tests.servers.strict_dynamodb import StrictServer
 from tests.store.exercise import Backing, KeepingExercise
 
+pytest_plugins = ["tests.servers.dynamodb_fixtures"]
+
 _tables = count()
+
+LARGE = {"test_ten_thousand_queues", "test_read_finds_the_rows_that_exist", "test_a_load_is_ordered_by_ready_at_and_then_seq"}
+DRAWN = {"test_every_field_comes_back_byte_for_byte", "test_batches_do_what_a_dict_would"}
 
 
 class DynamodbBacking:
@@ -61,37 +66,30 @@ class Prepared(DynamodbStore):
         return await super().open()
 
 
-@pytest.fixture(scope="session")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    """Return moto, running."""
-    server = MotoServer(tmp_path_factory.mktemp("moto") / "log")
-    server.start()
-    yield server
-    server.stop()
+class TestStrict(KeepingExercise):
+    """The whole suite on the strict double."""
 
-
-@pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DynamodbLocalServer]:
-    """Return DynamoDB Local, running."""
-    if reason := dynamodb_local.missing():
-        pytest.skip(reason)
-    server = DynamodbLocalServer(tmp_path_factory.mktemp("dynamodb-local") / "data")
-    server.start()
-    yield server
-    server.stop()
+    @pytest.fixture
+    def new_backing(self, strict_dynamodb: StrictServer) -> Callable[[], Backing]:
+        return lambda: DynamodbBacking(strict_dynamodb)
 
 
 class TestMoto(KeepingExercise):
-    """The shared suite on moto."""
+    """The shared suite on moto, but for what is large or long: it copies all of its data for each transaction."""
 
     @pytest.fixture
-    def new_backing(self, moto: MotoServer) -> Callable[[], Backing]:
-        return lambda: DynamodbBacking(moto)
+    def new_backing(self, moto_dynamodb: MotoServer, request: pytest.FixtureRequest) -> Callable[[], Backing]:
+        if request.node.originalname in LARGE | DRAWN:
+            pytest.skip("takes moto too long; the strict double and DynamoDB Local run it")
+        moto_dynamodb.reset()
+        return lambda: DynamodbBacking(moto_dynamodb)
 
 
 class TestLocal(KeepingExercise):
-    """The shared suite on DynamoDB Local."""
+    """The shared suite on DynamoDB Local, but for the tests of many examples."""
 
     @pytest.fixture
-    def new_backing(self, local: DynamodbLocalServer) -> Callable[[], Backing]:
-        return lambda: DynamodbBacking(local)
+    def new_backing(self, local_dynamodb: DynamodbLocalServer, request: pytest.FixtureRequest) -> Callable[[], Backing]:
+        if request.node.originalname in DRAWN:
+            pytest.skip("takes too long; the strict double runs it")
+        return lambda: DynamodbBacking(local_dynamodb)
