@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -43,11 +43,13 @@ class Answer(NamedTuple):
 class Server:
     """One running `proteus-shards serve`."""
 
-    def __init__(self, *options: str, cwd: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, *options: str, cwd: Path, environ: Mapping[str, str], program: Sequence[str] = ("-m", "proteus_shards")
+    ) -> None:
         self.log_path = cwd / f"server-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "proteus_shards", "serve", *options],
+                [sys.executable, *program, "serve", *options],
                 cwd=cwd,
                 env=server_environ(environ),
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,161 @@
+"""Where the jobs of a run are kept: a store of one kind, its server if it has one, a proxy before that, and a way to fill it up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tests.faults.proxy import Proxy
+from tests.servers.server import StoreServer
+
+KINDS = ("memory", "sqlite", "postgres", "redis", "dynamodb")
+STORE_SECONDS = {"timeout": "1.5", "connect_timeout": "1"}  # a store that hangs is away after this
+SQLITE_TMPFS_BYTES = 24 * 1024 * 1024
+POSTGRES_TMPFS_BYTES = 320 * 1024 * 1024
+PIECE_BYTES = 64 * 1024
+
+
+class NotHere(Exception):
+    """This machine lacks what a store or a fault needs; says what."""
+
+
+@dataclass
+class Place:
+    """A store and all there is around it."""
+
+    kind: str
+    url: str  # as the server is told it
+    direct_url: str  # the same, past the proxy
+    server: StoreServer | None = None
+    proxy: Proxy | None = None
+    full: tuple[Callable[[], None], Callable[[], None]] | None = None  # make it refuse writes, and take them again
+    notes: list[str] = field(default_factory=list)  # what cannot be tried here, and why
+
+    @property
+    def keeps(self) -> bool:
+        """Whether jobs are kept at all."""
+        return self.kind != "memory"
+
+
+@contextmanager
+def open_place(kind: str, folder: Path) -> Iterator[Place]:
+    """Make a place of a kind, and remove it. Raises `NotHere`."""
+    with ExitStack() as stack:
+        if kind == "memory":
+            yield Place(kind, "memory:", "memory:")
+        elif kind == "sqlite":
+            yield _sqlite(folder, stack)
+        else:
+            make = {"postgres": _postgres, "redis": _redis, "dynamodb": _dynamodb}[kind]
+            yield make(folder, stack)
+
+
+def _sqlite(folder: Path, stack: ExitStack) -> Place:
+    data = folder / "sqlite"
+    data.mkdir()
+    place = Place("sqlite", f"sqlite:///{data}", f"sqlite:///{data}")
+    try:
+        stack.enter_context(tmpfs(data, SQLITE_TMPFS_BYTES))
+    except NotHere as reason:
+        place.notes.append(f"full: {reason}")
+    else:
+        place.full = fill_of(data)
+    return place
+
+
+def _postgres(folder: Path, stack: ExitStack) -> Place:
+    from tests.servers.postgres import PostgresServer
+
+    notes = []
+    try:
+        with tmpfs(folder, PIECE_BYTES):
+            pass
+        server: Any = PostgresServer(tmpfs_bytes=POSTGRES_TMPFS_BYTES)
+    except NotHere as reason:
+        notes.append(f"full: {reason}")
+        server = PostgresServer()
+    stack.callback(server.remove)
+    server.start()
+    place = _behind_proxy("postgres", server, stack, **STORE_SECONDS)
+    place.notes += notes
+    if not notes:
+        place.full = fill_of(server.data.parent)
+    return place
+
+
+def _redis(folder: Path, stack: ExitStack) -> Place:
+    from tests.servers.redis import RedisServer  # type: ignore[import-not-found, unused-ignore]
+
+    server: Any = RedisServer(folder / "redis")
+    server.start()
+    stack.callback(server.stop)
+    place = _behind_proxy("redis", server, stack, **STORE_SECONDS)
+    place.full = (lambda: redis_say(server.port, b"CONFIG SET maxmemory 1"), lambda: redis_say(server.port, b"CONFIG SET maxmemory 0"))
+    return place
+
+
+def _dynamodb(folder: Path, stack: ExitStack) -> Place:
+    raise NotHere("no server of DynamoDB that keeps its data")
+
+
+def _behind_proxy(kind: str, server: StoreServer, stack: ExitStack, **options: str) -> Place:
+    proxy = Proxy(server.port)
+    stack.callback(proxy.close)
+    return Place(kind, server.url_by_way_of(proxy.port, "faults", **options), server.url("faults"), server, proxy)
+
+
+def is_installed(kind: str) -> bool:
+    """Say whether the server of a store can be started by these tests."""
+    return kind in {"memory", "sqlite"} or find_spec(f"tests.servers.{kind}") is not None
+
+
+def redis_say(port: int, command: bytes) -> None:
+    """Give a Redis server a command, past everything."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(command + b"\r\n")
+        answer = connection.recv(4096)
+    assert answer.startswith(b"+OK"), answer
+
+
+@contextmanager
+def tmpfs(folder: Path, size: int) -> Iterator[None]:
+    """Put a small file system of its own on a folder. Raises `NotHere` where that is not allowed."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        raise NotHere("only root can mount a small file system")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        raise NotHere(f"no tmpfs can be mounted: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill_of(folder: Path) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return how to fill a file system to the last byte, and how to free it again."""
+    filler = folder / "filler"
+
+    def fill() -> None:
+        size = PIECE_BYTES
+        with filler.open("ab", buffering=0) as file:
+            while size:
+                try:
+                    file.write(bytes(size))
+                except OSError:
+                    size //= 2
+
+    def free() -> None:
+        with suppress(FileNotFoundError):
+            filler.unlink()
+
+    return fill, free

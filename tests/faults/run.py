@@ -1,0 +1,197 @@
+"""One run from start to verdict: a store, a server, a load, a nemesis, two drains, an audit, and the judgement on what was written down."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tests.faults.checker import Judgement, check
+from tests.faults.evidence import Terms
+from tests.faults.history import History, Line, Op, Recorder, Window, pair, read_lines
+from tests.faults.nemesis import FAULTS, Fault, Nemesis, possible
+from tests.faults.places import Place
+from tests.faults.workload import Load, Shape
+from tests.faults.world import PLAIN, World
+
+REQUEST_SECONDS_MAX = 4.0  # of the server; its clients wait twice as long
+CALM_SHARE = 0.25  # of all windows of a long run
+SETTLE_SECONDS_MAX = 60.0  # for a server that no longer takes jobs: the history then shows it
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one run does. Either `faults` in this order, or any that the place can suffer, by chance, for `seconds`."""
+
+    seed: int
+    faults: tuple[str, ...] = ()
+    seconds: float = 0.0
+    fault_seconds: float = 2.0  # how long one lasts, of those that last
+    operations: int = 100  # per queue, before the first fault and after the last one
+    shape: Shape = Shape()
+    terms: Terms = Terms()
+    shards: int = 2
+    mutation: str = ""
+    clock: bool = False
+    options: tuple[str, ...] = ()
+    first_jobs: int = 0
+
+
+class Account(msgspec.Struct):
+    """What clients met while one fault lasted: for requests about persisted jobs, and for queues without any."""
+
+    window: Window
+    persisted: Counter[str]
+    memory: Counter[str]
+    healed_ms: int | None = None
+
+
+class Result(msgspec.Struct):
+    """All there is to say about one run."""
+
+    plan: Plan
+    kind: str
+    history: History
+    judgement: Judgement
+    accounts: list[Account]
+    seconds: float
+    operations: int
+    trouble: list[str]
+    notes: list[str]
+    log: str
+
+
+async def run(plan: Plan, place: Place, folder: Path, say: Callable[[str], None] | None = None) -> Result:
+    """Do one run. `folder` keeps its history and logs."""
+    if say is not None:
+        say(f"seed {plan.seed}, store {place.kind}, history {folder / 'history.jsonl'}")
+    recorder = Recorder(folder / "history.jsonl")
+    recorder.note("run", seed=plan.seed, detail=place.kind, counts={"faults": len(plan.faults)})
+    world = _world(plan, place, folder, recorder)
+    load = Load(plan.shape, plan.seed, recorder, lambda: world.port, world.shard_of)
+    began = time.monotonic()
+    async with world.running():
+        async with load.running():
+            await load.wait_operations(plan.operations, SETTLE_SECONDS_MAX)
+            nemesis = Nemesis(world, recorder)
+            if plan.faults:
+                for name in plan.faults:
+                    await _strike(nemesis, load, FAULTS[name], plan, say)
+            elif plan.seconds:
+                await _strike_at_random(nemesis, load, plan, place, say, began)
+            await load.wait_operations(plan.operations, SETTLE_SECONDS_MAX)
+        await load.drain()
+        await world.restart()
+        await load.drain()
+    await world.audit()
+    recorder.note(
+        "run", seed=plan.seed, detail=place.kind, counts={"faults": max(len(plan.faults), nemesis.happened if plan.seconds else 0)}
+    )
+    recorder.close()
+    seconds = time.monotonic() - began
+    history = pair(read_lines(recorder.path))
+    judgement = check(history, plan.terms)
+    return Result(
+        plan,
+        place.kind,
+        history,
+        judgement,
+        accounts(history),
+        seconds,
+        load.operations,
+        world.trouble + load.trouble,
+        place.notes,
+        world.log(),
+    )
+
+
+def _world(plan: Plan, place: Place, folder: Path, recorder: Recorder) -> World:
+    names = [name for name in (plan.mutation, "clock" if plan.clock else "") if name]
+    clock_path = folder / "clock" if plan.clock else None
+    if clock_path is not None:
+        clock_path.write_text("0")
+    return World(
+        place,
+        folder,
+        recorder,
+        plan.shape.queues(),
+        seed=plan.seed + 1,
+        shards=plan.shards,
+        options=("--request-seconds-max", f"{REQUEST_SECONDS_MAX:g}", "--dead-letters-max", "1000000", *plan.options),
+        program=("-m", "tests.faults.mutated", ",".join(names)) if names else PLAIN,
+        environ={"PROTEUS_TEST_CLOCK": str(clock_path)} if clock_path is not None else {},
+        clock_path=clock_path,
+    )
+
+
+async def _strike(nemesis: Nemesis, load: Load, fault: Fault, plan: Plan, say: Callable[[str], None] | None) -> None:
+    """Let one fault happen, and go on once all queues are served again, or time is up."""
+    if say is not None:
+        say(f"{fault.name}")
+    await nemesis.strike(fault, plan.fault_seconds)
+    await load.wait_healed(time.monotonic_ns(), plan.terms.heal_seconds_max + 1.0)
+
+
+async def _strike_at_random(
+    nemesis: Nemesis, load: Load, plan: Plan, place: Place, say: Callable[[str], None] | None, began: float
+) -> None:
+    chance = random.Random(plan.seed + 2)
+    faults = possible(place, clock=plan.clock)
+    while time.monotonic() - began < plan.seconds:
+        if chance.random() < CALM_SHARE:
+            await asyncio.sleep(plan.fault_seconds)
+            continue
+        fault = chance.choice(faults)
+        if say is not None:
+            say(f"{time.monotonic() - began:6.1f} s  {fault.name}")
+        await nemesis.strike(fault, plan.fault_seconds * chance.uniform(0.3, 1.2))
+        await load.wait_healed(time.monotonic_ns(), plan.terms.heal_seconds_max + 1.0)
+        await asyncio.sleep(chance.uniform(0.0, 1.0))
+
+
+def accounts(history: History) -> list[Account]:
+    """Tell apart what was answered while each fault lasted. A request counts where it was sent."""
+    found = []
+    ops = sorted(history.ops, key=lambda op: op.s)
+    persisted = {op.queue for op in ops if op.f == "enqueue" and op.persist}
+    for window in history.windows:
+        account = Account(window, Counter(), Counter())
+        for op in ops:
+            if op.s >= window.stop:
+                break
+            if op.s >= window.start and op.s < history.drained:
+                mixed = op.queue in persisted
+                if mixed and (op.f != "enqueue" or op.persist):
+                    account.persisted[_answer(op)] += 1
+                elif not mixed:
+                    account.memory[_answer(op)] += 1
+        account.healed_ms = _healed_ms(ops, window, persisted)
+        found.append(account)
+    return found
+
+
+def _answer(op: Op) -> str:
+    if op.type == "ok":
+        return "ok"
+    if op.http_status:
+        return str(op.http_status)
+    return "not connected" if op.type == "fail" else "no answer"
+
+
+def _healed_ms(ops: list[Op], window: Window, persisted: set[str]) -> int | None:
+    """Return when the last queue accepted its first persisted job after a fault."""
+    first: dict[str, int] = {}
+    for op in ops:
+        if op.f == "enqueue" and op.type == "ok" and op.e >= window.stop and (op.persist or op.queue not in persisted):
+            first[op.queue] = min(op.e, first.get(op.queue, op.e))
+    queues = {op.queue for op in ops}
+    return (max(first.values()) - window.stop) // 1_000_000 if first.keys() == queues else None
+
+
+def lines_of(path: Path) -> list[Line]:
+    """Return all lines of a history."""
+    return list(read_lines(path))
