@@ -64,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     body_size_max: Annotated[int, msgspec.Meta(ge=1, le=BODY_BYTES_LIMIT)] = 4 * MIB
     num_jobs_max: _Count = 1000
+    next_queues_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
+    batch_jobs_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    ndjson_bytes_max: _Count = 1 * GIB
+    ndjson_seconds_max: _Seconds = 300.0
     wait_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     request_seconds_max: _Seconds = 30.0
     drain_seconds_max: _Seconds = 30.0
@@ -103,6 +107,10 @@ SETTINGS_HELP: dict[str, str] = {
     "log_level": "the least level that is logged",
     "body_size_max": "largest request body, in bytes, after decompression; beyond it 413",
     "num_jobs_max": "most jobs that one next may ask for; beyond it 422",
+    "next_queues_max": "most queues that one next may name, and most nexts in one batch; beyond it 422 and 413",
+    "batch_jobs_max": "most jobs in an array, or operations in a batch; beyond it 413",
+    "ndjson_bytes_max": "most bytes of one enqueue as application/x-ndjson, after decompression; each line has the limit body_size_max",
+    "ndjson_seconds_max": "time for one enqueue as application/x-ndjson",
     "wait_seconds_max": "longest wait that a next may ask for; beyond it 422",
     "request_seconds_max": "longest time that a request waits for its shard, besides the wait it asked for; then 503",
     "drain_seconds_max": "time that SIGTERM leaves for what is under way",

@@ -2,7 +2,9 @@
 
 Errors are RFC 9457 problems without a `type`, so their title is the phrase of the status. Beyond the RFC a problem has
 `retryable`, and where they are known `field` (the part of the request at fault), `queue`, `job_id` and, for a fault inside,
-the `request_id` under which the log has the details. A problem never repeats a payload, and never tells of what is inside the server.
+the `request_id` under which the log has the details, `completed` (what became of the completion of a complete-and-next) and `line` (of NDJSON). A problem never repeats a payload, and never tells of what is inside the server.
+
+The answer to several operations at once is an array of such answers as JSON, each a problem or an object with its `status`.
 
 Payload and state of a delivered job are copied to the byte, wherever they came from; nothing here parses them.
 """
@@ -64,8 +66,15 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str | None = None
     request_id: str | None = None
     shards_away: list[int] | None = None
+    completed: bool | None = None
+    line: int | None = None
     retry_after: int = 1
     headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may do better later."""
+        return self.status in RETRYABLE
 
     def answer(self) -> Answer:
         """Return the problem as it goes out."""
@@ -76,12 +85,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             title=phrase_of(self.status),
             status=self.status,
             detail=self.detail,
-            retryable=self.status in RETRYABLE,
+            retryable=self.retryable,
             field=self.field,
             queue=self.queue,
             job_id=self.job_id,
             request_id=self.request_id,
             shards_away=self.shards_away,
+            completed=self.completed,
+            line=self.line,
         )
         return Answer(self.status, headers, _encode(body))
 
@@ -91,7 +102,7 @@ def fault(field: str, rule: str) -> Problem:
     return Problem(status=422, detail=f"{field}: {rule}", field=field)
 
 
-def refusal(refused: Refused, queue: str | None = None, job_id: str | None = None) -> Problem:
+def refusal(refused: Refused, queue: str | None = None, job_id: str | None = None, *, completed: bool | None = None) -> Problem:
     """Return the problem of a refused command."""
     return Problem(
         status=STATUSES[refused.reason],
@@ -99,6 +110,7 @@ def refusal(refused: Refused, queue: str | None = None, job_id: str | None = Non
         field=refused.field,
         queue=queue,
         job_id=job_id,
+        completed=completed,
         retry_after=refused.retry_after,
     )
 
@@ -116,6 +128,16 @@ def job_answer(job: Delivery) -> Answer:
 def jobs_answer(jobs: Sequence[Delivery]) -> Answer:
     """Return delivered jobs as a JSON array."""
     return Answer(200, JSON_HEADERS, _encode([_job_view(job) for job in jobs]))
+
+
+def batch_answer(parts: Sequence[bytes], status: int) -> Answer:
+    """Return the answers to several operations, each of them JSON text, as one JSON array."""
+    return Answer(status, JSON_HEADERS, b"[" + b",".join(parts) + b"]")
+
+
+def jobs_part(jobs: Sequence[Delivery]) -> bytes:
+    """Return the answer to a `next` among several operations."""
+    return _encode(_JobsPart(status=200 if jobs else 204, jobs=[_job_view(job) for job in jobs]))
 
 
 def dead_answer(letters: Sequence[DeadLetter]) -> Answer:
@@ -140,6 +162,8 @@ class _ProblemView(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     job_id: str | None = None
     request_id: str | None = None
     shards_away: list[int] | None = None
+    completed: bool | None = None
+    line: int | None = None
 
 
 class _JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -155,6 +179,11 @@ class _JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     created_at: str
     updated_at: str
+
+
+class _JobsPart(msgspec.Struct, frozen=True, kw_only=True):
+    status: int
+    jobs: list[_JobView]
 
 
 class _DeadView(msgspec.Struct, frozen=True, kw_only=True, gc=False):

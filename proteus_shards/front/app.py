@@ -17,7 +17,6 @@ Decisions:
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,8 +30,10 @@ from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION
 from proteus_shards.front.exchange import SCOPE_KEY, Exchange
+from proteus_shards.front.faults import log_fault
 from proteus_shards.front.http1 import origin_form
 from proteus_shards.front.native import add_native_routes
+from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
 
@@ -85,13 +86,6 @@ def problem_of(error: HTTPException, settings: Settings) -> Problem:
     return Problem(status=status, detail=phrase_of(status).lower())
 
 
-def log_fault(error: BaseException) -> Problem:
-    """Log a fault under a new request id, and return the problem that tells the client no more than that id."""
-    request_id = secrets.token_hex(8)
-    log.error("a request failed", exc_info=error, extra={"request_id": request_id})
-    return Problem(status=500, detail="an internal error; the server's log has it under the request_id", request_id=request_id)
-
-
 class _Gate:
     """The outermost part of the app: each HTTP request passes it on the way in, each answer on the way out."""
 
@@ -138,6 +132,10 @@ class _Gate:
                 await _send(watched_send, Problem(status=400, detail="the target of the request is not on this host").answer())
             elif path.startswith("//"):  # Werkzeug would take it for a path with one slash
                 await _send(watched_send, _NOTHING_HERE.answer())
+            elif comes_in_lines(scope, path):
+                answer = await enqueue_as_it_comes(scope, watched_receive, self._router, self._settings)
+                if answer is not None:
+                    await _send(watched_send, answer)
             else:
                 await self._app({**scope, "path": path, SCOPE_KEY: exchange}, watched_receive, watched_send)
         except Exception as error:  # noqa: BLE001 it is logged, and told as what it is

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from proteus_shards.core.commands import Delivery
+from proteus_shards.front.errands import Errand
 from proteus_shards.front.http1 import Need, RequestReader
 from proteus_shards.front.link import Link
 from proteus_shards.front.poller import READ
@@ -38,7 +39,7 @@ class Slot:
         self.request_http10 = http10
         self.data = data
         self.jobs: Sequence[Delivery] = ()
-        self.link: Link | None = None  # set for a `next`, so that it can be abandoned
+        self.link: Link | Errand | None = None  # set for what brings jobs, so that it can be abandoned
         self.number = 0
 
 

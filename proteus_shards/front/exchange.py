@@ -35,7 +35,7 @@ from proteus_shards.front.router import Router
 if TYPE_CHECKING:
     from hypercorn.typing import ASGISendCallable
 
-OK = 200
+WITH_JOBS = frozenset({200, 207})  # the statuses of answers that hold jobs
 SCOPE_KEY = "proteus_shards.exchange"
 
 log = logging.getLogger("proteus_shards.front")
@@ -88,7 +88,7 @@ class Exchange:
             self._router.undeliver(self._jobs)
 
     def _surely_lost(self) -> bool:
-        if self._status != OK:  # no answer has begun, or a problem went out in its place
+        if self._status not in WITH_JOBS:  # no answer has begun, or a problem went out in its place
             return True
         return self._connection is not None and (self._body_bytes == 0 or self._taken_bytes < self._body_bytes)
 

@@ -9,7 +9,7 @@ request line) is refused here. Framing is done here too, since only who knows wh
 - A head is fed to the parser only once its last byte has come. Most arrive in one piece, so nothing is scanned twice.
 - Bodies with a length are cut out, chunked ones decoded by the letter: chunk extensions and trailers are refused, as no
   client of this API has a reason to send them, and many attacks have.
-- A request that the lane does not serve becomes a `Handover` with all bytes from its first one on. Nothing is served after it.
+- A request that the lane does not serve, or whose body is to be read as it comes (NDJSON), becomes a `Handover` with all bytes from its first one on. Nothing is served after it.
 
 Limits: head bytes and fields (431), target (414), body (413). The reader holds at most a head, or a body within its limit.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
 from typing import TypeAlias
@@ -31,6 +32,7 @@ from proteus_shards.front.bodies import too_large
 PREFACE = b"PRI * HTTP/2.0\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CHUNK_HEAD_BYTES_MAX = 16
+NDJSON = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"})
 KNOWN_HEADS_MAX = 1024
 KNOWN_BYTES_MAX = 1024
 
@@ -253,6 +255,8 @@ class RequestReader:
                     chunked = True
                 case b"connection":
                     connection += b"," + value.lower()
+                case b"content-type" if is_ndjson(value):
+                    return Handover(self._buffer)
                 case b"content-encoding":
                     encoding = value.decode("latin-1") if encoding is None else f"{encoding}, {value.decode('latin-1')}"
                 case b"expect":
@@ -393,6 +397,35 @@ def write_answer(answer: Answer, date: bytes, *, keep_alive: bool, http10: bool)
         parts.append(b"connection: keep-alive\r\n")
     parts += [b"\r\n", answer.body]
     return b"".join(parts)
+
+
+class AnswerWriter:
+    """Writes answers with the date of the last `tick`. Those of a status alone, which are most, are written once a second."""
+
+    def __init__(self) -> None:
+        self._date = b""
+        self._common: dict[int, bytes] = {}
+
+    def tick(self) -> None:
+        """Look at the clock."""
+        date = formatdate(usegmt=True).encode()
+        if date != self._date:
+            self._date = date
+            self._common.clear()
+
+    def write(self, answer: Answer, *, keep_alive: bool, http10: bool) -> bytes:
+        """Return the bytes of an answer."""
+        if answer.body or answer.headers or http10 or not keep_alive:
+            return write_answer(answer, self._date, keep_alive=keep_alive, http10=http10)
+        data = self._common.get(answer.status)
+        if data is None:
+            data = self._common[answer.status] = write_answer(answer, self._date, keep_alive=True, http10=False)
+        return data
+
+
+def is_ndjson(content_type: bytes) -> bool:
+    """Say whether a body of this type comes line by line, without an end that is known."""
+    return content_type.partition(b";")[0].strip().lower() in NDJSON
 
 
 def serves_among(routes: Collection[tuple[str, bytes]]) -> Serves:

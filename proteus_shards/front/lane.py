@@ -33,21 +33,21 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from email.utils import formatdate
 from functools import partial
 
 import trio
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Delivered, Next, Outcome, Refused
+from proteus_shards.core.commands import Delivered, Delivery, Next, Outcome, Refused
 from proteus_shards.front.answers import Answer, Problem
-from proteus_shards.front.app import log_fault
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.caller import Caller, LaneStatistics, Slot
+from proteus_shards.front.faults import log_fault
 from proteus_shards.front.http1 import (
     CONTINUE,
+    AnswerWriter,
     Fault,
     Handover,
     HttpLimits,
@@ -56,7 +56,6 @@ from proteus_shards.front.http1 import (
     Request,
     RequestReader,
     serves_among,
-    write_answer,
 )
 from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
@@ -99,11 +98,10 @@ class Lane:
         self._sender = trio.lowlevel.ParkingLot()
         self._elsewhere = 0  # connections handed over that have not ended
         self._now = 0.0
-        self._date = b""
         self._accepting = False
         self._accept_again = math.inf
         self._stopping = False
-        self._common: dict[int, bytes] = {}  # by status, the bytes of answers that have no more than that
+        self._writer = AnswerWriter()
         self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -176,10 +174,7 @@ class Lane:
 
     def _tick(self) -> None:
         self._now = trio.current_time()
-        date = formatdate(usegmt=True).encode()
-        if date != self._date:
-            self._date = date
-            self._common.clear()
+        self._writer.tick()
 
     # --- sockets -----------------------------------------------------------------------------------------------
 
@@ -331,6 +326,11 @@ class Lane:
         if isinstance(asked, Problem):
             self._fill(slot, asked.answer())
             return
+        if not isinstance(asked, Ask):
+            if asked.delivers:
+                slot.link = asked
+            asked.begin(self._router, partial(self._take_answer, slot))
+            return
         sent = self._router.submit(asked.command, partial(self._take_outcome, slot, asked))
         if isinstance(sent, Refused):
             self._fill(slot, answer(asked, sent))
@@ -347,15 +347,14 @@ class Lane:
             shown = log_fault(error).answer()
         self._fill(slot, shown)
 
+    def _take_answer(self, slot: Slot, shown: Answer, jobs: Sequence[Delivery]) -> None:
+        slot.link = None
+        slot.jobs = jobs
+        self._fill(slot, shown)
+
     def _fill(self, slot: Slot, shown: Answer) -> None:
         """Put an answer in its place, and have its connection sent."""
-        if slot.keep_alive and not slot.request_http10 and not shown.body and not shown.headers:
-            data = self._common.get(shown.status)
-            if data is None:
-                data = self._common[shown.status] = write_answer(shown, self._date, keep_alive=True, http10=False)
-            slot.data = data
-        else:
-            slot.data = write_answer(shown, self._date, keep_alive=slot.keep_alive, http10=slot.request_http10)
+        slot.data = self._writer.write(shown, keep_alive=slot.keep_alive, http10=slot.request_http10)
         client = slot.client
         if client.open and client.line[0].data is not None:
             self._dirty_up(client)

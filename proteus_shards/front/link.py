@@ -15,6 +15,9 @@ A request passes three places: **queued** (accepted, no byte of it handed to the
 already: a `Delivered` that finds nobody waiting is answered with `Undeliver` for each of its jobs. Numbers are never used
 twice in the life of a link object, so an answer cannot find the wrong request.
 
+**Groups.** What `submit_all` takes travels in one frame, is applied in one go and answered at once. Its requests have numbers of their own, like any
+others, and one entry: a hundred jobs cost the link little more than one.
+
 **One frame a tick.** The writer sleeps until something is queued, and then takes all that has been queued meanwhile, up to a soft size.
 There is no timer in it: a busy front gets large frames, an idle one sends at once.
 
@@ -32,7 +35,6 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import TypeAlias
 
 import msgspec
 import trio
@@ -43,8 +45,6 @@ from proteus_shards.core.commands import (
     Command,
     Delivered,
     Delivery,
-    Enqueue,
-    Heartbeat,
     Inspect,
     Next,
     Outcome,
@@ -55,6 +55,7 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.model import SECOND_US
 from proteus_shards.errors import ProtocolError, VersionError
+from proteus_shards.front.pending import REQUEST_BYTES, UNSETTLED, Group, OnOutcomes, OnReply, Pending, ignore, weigh
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.messages import Goodbye, Request, check_hello, decode_greeting, decode_replies, encode, hello
 
@@ -67,11 +68,8 @@ SWEEP_SECONDS = 0.25
 SETTLE_SECONDS_MAX = 1.0
 FRAME_BYTES_SOFT = 1024 * 1024
 FRAME_REQUESTS_MAX = 1024
-REQUEST_BYTES = 64  # what a request weighs beside its payload, state and names
 RECEIVE_BYTES = 256 * 1024
 OWED_MAX = 100_000  # give-backs kept for another try; each is a run that its client never saw
-
-OnReply: TypeAlias = Callable[[Outcome], None]
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -92,16 +90,6 @@ class LinkStatistics(msgspec.Struct, frozen=True):
     undelivered: int  # runs given back
 
 
-class _Pending(msgspec.Struct, eq=False):
-    """A request that is not settled yet."""
-
-    on_reply: OnReply
-    deadline: float
-    next: bool
-    poll: bool
-    sent: bool = False
-
-
 class Link:
     """A link to one shard. Everything but `run`, `call` and the `wait_` functions is sync."""
 
@@ -112,8 +100,8 @@ class Link:
         self._settings = settings
         self._own = hello(shard, settings.shards)
         self._connected = False
-        self._pending: dict[int, _Pending] = {}
-        self._queue: deque[tuple[int, Command, int]] = deque()  # number, command, weight in bytes
+        self._pending: dict[int, Pending] = {}
+        self._queue: deque[tuple[int, Command | list[Command], int]] = deque()  # (first) number, command(s), weight in bytes
         self._queued_bytes = 0
         self._owed: deque[Undeliver] = deque()  # give-backs to try again
         self._number = 0
@@ -135,17 +123,42 @@ class Link:
         `on_reply` is called once, later, and must not block. `deadline_seconds` defaults to request_seconds_max and the wait that
         a `Next` asks for.
         """
+        weight = weigh(command)
+        refused = self._refusal(1, weight)
+        return self._enter(command, on_reply, weight, deadline_seconds) if refused is None else refused
+
+    def submit_all(self, commands: list[Command], on_outcomes: OnOutcomes) -> Refused | None:
+        """Send commands in one frame, in order; all or, for the reason returned, none. `on_outcomes` is called once, when all are settled.
+
+        No `Next` among them may wait. More than link_requests_max of them pass where nothing else is under way.
+        """
+        count, weight = len(commands), sum(map(weigh, commands))
+        refused = self._refusal(count, weight)
+        if refused is not None:
+            return refused
+        first = self._number + 1
+        self._number += count
+        group = Group(first, [UNSETTLED] * count, count, on_outcomes)
+        deadline = trio.current_time() + self._settings.request_seconds_max
+        pending = Pending(ignore, deadline, next=False, poll=False, group=group)
+        self._pending.update(dict.fromkeys(range(first, first + count), pending))
+        self._queue.append((first, commands, weight))
+        self._queued_bytes += weight
+        self._writer.unpark()
+        return None
+
+    def _refusal(self, count: int, weight: int) -> Refused | None:
+        """Say why so many requests of this weight cannot be taken now, if they cannot."""
         if not self._connected:
-            self._refused += 1
-            return Refused(Reason.BUSY, f"shard {self.shard} is away")
-        if len(self._pending) >= self._settings.link_requests_max:
-            self._refused += 1
-            return Refused(Reason.BUSY, f"too many requests are under way at shard {self.shard} (link_requests_max)")
-        weight = _weigh(command)
-        if self._queued_bytes + weight > self._settings.link_bytes_max and self._queued_bytes:
-            self._refused += 1
-            return Refused(Reason.BUSY, f"too many bytes wait to be sent to shard {self.shard} (link_bytes_max)")
-        return self._enter(command, on_reply, weight, deadline_seconds)
+            reason = f"shard {self.shard} is away"
+        elif self._pending and len(self._pending) + count > self._settings.link_requests_max:
+            reason = f"too many requests are under way at shard {self.shard} (link_requests_max)"
+        elif self._queued_bytes and self._queued_bytes + weight > self._settings.link_bytes_max:
+            reason = f"too many bytes wait to be sent to shard {self.shard} (link_bytes_max)"
+        else:
+            return None
+        self._refused += count
+        return Refused(Reason.BUSY, reason)
 
     async def call(self, command: Command, deadline_seconds: float | None = None) -> Outcome:
         """Send a command and wait for its outcome. If the waiting task is cancelled, a `Next` and what it brought are given back."""
@@ -188,7 +201,7 @@ class Link:
 
     def _give_back(self, command: Undeliver) -> None:
         if self._connected:
-            self._enter(command, partial(self._check_give_back, command), _weigh(command))
+            self._enter(command, partial(self._check_give_back, command), weigh(command))
         elif len(self._owed) < OWED_MAX:
             self._owed.append(command)
         else:
@@ -204,7 +217,7 @@ class Link:
             if pending.poll and self._pending.pop(number, None) is not None:
                 if pending.sent:
                     self._put(Cancel(number))
-                self._settle(pending, Delivered([]))
+                self._settle(number, pending, Delivered([]))
 
     def statistics(self) -> LinkStatistics:
         """Return what this link holds and has done."""
@@ -243,7 +256,7 @@ class Link:
         if deadline_seconds is None:
             deadline_seconds = self._settings.request_seconds_max + wait_us / SECOND_US
         number = self._put(command, weight)
-        self._pending[number] = _Pending(on_reply, trio.current_time() + deadline_seconds, is_next, is_next and wait_us > 0)
+        self._pending[number] = Pending(on_reply, trio.current_time() + deadline_seconds, is_next, is_next and wait_us > 0)
         return number
 
     def _put(self, command: Command, weight: int = REQUEST_BYTES) -> int:
@@ -253,9 +266,15 @@ class Link:
         self._writer.unpark()
         return self._number
 
-    def _settle(self, pending: _Pending, outcome: Outcome) -> None:
+    def _settle(self, number: int, pending: Pending, outcome: Outcome) -> None:
         try:
-            pending.on_reply(outcome)
+            if (group := pending.group) is None:
+                pending.on_reply(outcome)
+            else:
+                group.outcomes[number - group.first] = outcome
+                group.left -= 1
+                if not group.left:
+                    group.on_outcomes(group.outcomes)
         except Exception:
             log.exception("a reply could not be handled", extra={"shard": self.shard})
         self._note_idle()
@@ -359,11 +378,11 @@ class Link:
         self._queue.clear()
         self._queued_bytes = 0
         pending, self._pending = self._pending, {}
-        for request in pending.values():
+        for number, request in pending.items():
             if request.sent:
-                self._settle(request, Refused(Reason.UNKNOWN, f"the link to shard {self.shard} was lost"))
+                self._settle(number, request, Refused(Reason.UNKNOWN, f"the link to shard {self.shard} was lost"))
             else:
-                self._settle(request, Refused(Reason.BUSY, f"shard {self.shard} is away"))
+                self._settle(number, request, Refused(Reason.BUSY, f"shard {self.shard} is away"))
         self._announce()
 
     # --- reading -----------------------------------------------------------------------------------------------
@@ -380,7 +399,7 @@ class Link:
     def _take_reply(self, number: int, outcome: Outcome) -> None:
         pending = self._pending.pop(number, None)
         if pending is not None:
-            self._settle(pending, outcome)
+            self._settle(number, pending, outcome)
         elif type(outcome) is Delivered and outcome.jobs:
             self.undeliver(outcome.jobs)
         else:
@@ -414,7 +433,10 @@ class Link:
             elif type(command) is not Cancel:
                 continue  # nobody waits for it any more
             size += weight
-            requests.append((number, command))
+            if isinstance(command, list):
+                requests.extend(enumerate(command, number))
+            else:
+                requests.append((number, command))
         return requests
 
     def _frame(self, requests: list[Request]) -> bytes:
@@ -427,10 +449,11 @@ class Link:
             if len(requests) > 1:
                 return b"".join(self._frame([request]) for request in requests)
             log.exception("a request could not be encoded", extra={"shard": self.shard})
-            pending = self._pending.pop(requests[0][0], None)
+            number = requests[0][0]
+            pending = self._pending.pop(number, None)
             if pending is not None:
                 detail = "the request is too large for a frame" if isinstance(error, ProtocolError) else "the request could not be encoded"
-                self._settle(pending, Refused(Reason.FAULT, detail))
+                self._settle(number, pending, Refused(Reason.FAULT, detail))
             return b""
 
     # --- time --------------------------------------------------------------------------------------------------
@@ -452,15 +475,6 @@ class Link:
         self._timeouts += 1
         if pending.sent:
             self._put(Cancel(number))
-            self._settle(pending, Refused(Reason.UNKNOWN, f"shard {self.shard} did not answer in time (request_seconds_max)"))
+            self._settle(number, pending, Refused(Reason.UNKNOWN, f"shard {self.shard} did not answer in time (request_seconds_max)"))
         else:
-            self._settle(pending, Refused(Reason.BUSY, f"shard {self.shard} takes no requests at the moment"))
-
-
-def _weigh(command: Command) -> int:
-    """Return roughly how many bytes a command is."""
-    if isinstance(command, Enqueue):
-        return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.payload) + len(command.state or b"")
-    if isinstance(command, Heartbeat):
-        return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.state or b"")
-    return REQUEST_BYTES + len(getattr(command, "queue", ""))
+            self._settle(number, pending, Refused(Reason.BUSY, f"shard {self.shard} takes no requests at the moment"))

@@ -6,19 +6,21 @@ wanted, carry it to the shard, and show the outcome.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
 from proteus_shards import __version__
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Delivered
-from proteus_shards.front.answers import Problem, json_answer
+from proteus_shards.core.commands import Delivered, Delivery
+from proteus_shards.front.answers import Answer, Problem, json_answer
 from proteus_shards.front.bodies import unpack_body
+from proteus_shards.front.errands import Errand
 from proteus_shards.front.exchange import exchange_of
-from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Parse, answer
+from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, Parse, answer
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
 
@@ -48,6 +50,10 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
         asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)
         if isinstance(asked, Problem):
             return response_of(asked.answer())
+        if not isinstance(asked, Ask):
+            shown, jobs = await carry_out(asked, router)
+            exchange_of(request.scope).hold(jobs)
+            return response_of(shown)
         outcome = await router.call(asked.command)
         if type(outcome) is Delivered:
             # No await between the two: from the link's hands straight into the exchange's.
@@ -55,6 +61,29 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
         return response_of(answer(asked, outcome))
 
     return view
+
+
+async def carry_out(errand: Errand, router: Router) -> tuple[Answer, Sequence[Delivery]]:
+    """Wait for the answer of an errand, and the jobs in it. If the waiting task is cancelled, what it asked for and what it brought go back."""
+    found: tuple[Answer, Sequence[Delivery]] | None = None
+    settled = trio.Event()
+
+    def on_answer(shown: Answer, jobs: Sequence[Delivery]) -> None:
+        nonlocal found
+        found = shown, jobs
+        settled.set()
+
+    errand.begin(router, on_answer)
+    try:
+        await settled.wait()
+    except BaseException:
+        if found is None:
+            errand.abandon()
+        else:
+            router.undeliver(found[1])
+        raise
+    assert found is not None
+    return found
 
 
 def _health_view(router: Router, settings: Settings) -> View:

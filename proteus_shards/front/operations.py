@@ -1,33 +1,30 @@
-r"""The native calls: what a request means, and what its outcome looks like. Sync, pure, free of any framework.
+"""The native calls: what a request means, and what its outcome looks like. Sync, pure, free of any framework.
 
-Each call is one function `(body, query, settings) -> Ask | Problem`. An `Ask` holds the core command and knows, through
+Each call is one function `(body, query, settings) -> Ask | Errand | Problem`. An `Ask` holds the core command and knows, through
 `answer`, how to show its outcome. Whoever serves HTTP, now or later, finds the function in `OPERATIONS`, carries the command to
-the shard that owns `command.queue`, and sends what `answer` returns. No input makes any of this raise.
+the shard that owns `command.queue`, and sends what `answer` returns. An `Errand` takes more than one command, and carries itself out. No input
+makes any of this raise.
 
 Decisions:
 
-- Refusals name the part at fault and speak of it in the words of the API. The fast path is one typed decode of the whole job; only when
-  that fails, `_explain` reads the body again field by field to find out what to say.
-- The body must be UTF-8 throughout. msgspec checks the grammar of what it keeps raw, not its encoding, so that is done here. It
-  also refuses a string with half a surrogate pair in it (`"\ud800"`): such text could not be handed on as UTF-8.
-- How deep JSON may nest is the interpreter's recursion limit, less the caller's own depth: 850 levels always pass.
-- Of a member that stands twice in a job the last one counts. `state: null` and `run_at: null` mean "not set".
+- Refusals name the part at fault and speak of it in the words of the API. What bodies may be, and what is said of them, stands in
+  `job_bodies`; what several operations in one request mean, in `batches`.
 - A heartbeat's body is told from "no body" by its length alone: white space is not JSON and is refused.
 - A body where none is asked for (next, complete) is not looked at.
+- `next` takes `queue` more than once. One queue, which is the common case, costs nothing more for it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, ListDead, Listed, Next, Outcome, Refused
-from proteus_shards.core.model import MAX_RETRIES_MAX, SECOND_US, TIMEOUT_SECONDS_MAX, name_fault
-from proteus_shards.front import instants
+from proteus_shards.core.model import SECOND_US, name_fault
 from proteus_shards.front.answers import (
     ACCEPTED,
     COMPLETED,
@@ -40,9 +37,11 @@ from proteus_shards.front.answers import (
     jobs_answer,
     refusal,
 )
-from proteus_shards.front.queries import parse_query, shown
+from proteus_shards.front.batches import batch, enqueue_all, enqueue_lines, looks_like_lines
+from proteus_shards.front.errands import CompleteAndNext, Errand, NextOfSeveral
+from proteus_shards.front.job_bodies import raw_json, read_job
+from proteus_shards.front.queries import parse_query, read_run_id
 
-MAX_RETRIES_MIN = -(2**31)
 DEAD_JOBS_DEFAULT = 100
 SEQ_MAX = 2**63 - 1
 
@@ -56,7 +55,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     show: Callable[[Any], Answer]
 
 
-Parse: TypeAlias = Callable[[bytes, bytes, Settings], Ask | Problem]
+Parse: TypeAlias = Callable[[bytes, bytes, Settings], Ask | Errand | Problem]
 
 
 def answer(ask: Ask, outcome: Outcome) -> Answer:
@@ -69,54 +68,44 @@ def answer(ask: Ask, outcome: Outcome) -> Answer:
 # --- the calls -------------------------------------------------------------------------------------------------
 
 
-def enqueue(body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
-    """`POST /enqueue`: the body is one job."""
+def enqueue(body: bytes, query: bytes, settings: Settings) -> Ask | Errand | Problem:
+    """`POST /enqueue`: the body is one job, an array of jobs, or one job a line."""
     if query and isinstance(found := parse_query(query, ()), Problem):
         return found
-    try:
-        if not body.isascii():
-            body.decode()
-        job = _jobs.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _explain(body)
-    if (wrong := name_fault(job.queue)) is not None:
-        return fault("queue", wrong)
-    if (wrong := name_fault(job.id)) is not None:
-        return fault("id", wrong)
-    run_at_us = None
-    if job.run_at is not None and (run_at_us := instants.read_instant(job.run_at)) is None:
-        return fault("run_at", instants.RULE)
-    state = bytes(job.state)
-    return Ask(
-        Enqueue(
-            job.queue,
-            job.id,
-            job.timeout,
-            job.persist_data,
-            job.max_retries,
-            bytes(job.payload),
-            None if state == b"null" else state,
-            run_at_us,
-        ),
-        _show_accepted,
-    )
+    if body[:1] != b"{" and body.lstrip()[:1] == b"[":
+        return enqueue_all(body, settings)
+    job = read_job(body)
+    if isinstance(job, Problem):
+        return enqueue_lines(body, settings) if job.field == "body" and looks_like_lines(body) else job
+    return Ask(job, _show_accepted)
 
 
-def next_job(_body: bytes, query: bytes, settings: Settings) -> Ask | Problem:
-    """`GET /next?queue=&num_jobs=&wait=`: one job, or with num_jobs an array of up to that many."""
-    values = parse_query(query, ("queue", "num_jobs", "wait"))
+def next_job(_body: bytes, query: bytes, settings: Settings) -> Ask | Errand | Problem:
+    """`GET /next?queue=&num_jobs=&wait=`: one job, or with num_jobs an array of up to that many. Several queues are asked in order."""
+    further: list[str] = []
+    values = parse_query(query, ("queue", "num_jobs", "wait"), {"queue": further})
     if isinstance(values, Problem):
         return values
-    queue = _name(values, "queue")
-    if isinstance(queue, Problem):
-        return queue
-    count = _integer("num_jobs", values.get("num_jobs"), 1, 1, settings.num_jobs_max)
-    if isinstance(count, Problem):
-        return count
-    wait_us = _wait_us(values.get("wait"), settings.wait_seconds_max)
-    if isinstance(wait_us, Problem):
-        return wait_us
-    return Ask(Next(queue, count, wait_us), _show_jobs if "num_jobs" in values else _show_job)
+    wanted = _wanted(values, "queue", further, settings)
+    if isinstance(wanted, Problem):
+        return wanted
+    queues, count, wait_us, show = wanted
+    return NextOfSeveral(queues, count, wait_us, show) if further else Ask(Next(queues[0], count, wait_us), show)
+
+
+def complete_and_next(_body: bytes, query: bytes, settings: Settings) -> Errand | Problem:
+    """`POST /complete-and-next?queue=&job_id=&run_id=&next_queue=&num_jobs=&wait=`: completes, then is a next on next_queue (or queue)."""
+    further: list[str] = []
+    values = parse_query(query, ("queue", "job_id", "run_id", "next_queue", "num_jobs", "wait"), {"next_queue": further})
+    if isinstance(values, Problem):
+        return values
+    run = _run_of(values)
+    if isinstance(run, Problem):
+        return run
+    wanted = _wanted(values, "next_queue" if "next_queue" in values else "queue", further, settings)
+    if isinstance(wanted, Problem):
+        return wanted
+    return CompleteAndNext(Complete(*run), *wanted)
 
 
 def heartbeat(body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
@@ -126,7 +115,7 @@ def heartbeat(body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
         return run
     state: bytes | None = None
     if body:
-        raw = _raw_json(body)
+        raw = raw_json(body)
         if isinstance(raw, Problem):
             return raw
         state = b"" if raw == b"null" else raw
@@ -166,8 +155,10 @@ OPERATIONS: dict[tuple[str, str], Parse] = {
     ("PATCH", "/heartbeat"): heartbeat,
     ("DELETE", "/complete"): complete,
     ("GET", "/dead"): dead,
+    ("POST", "/batch"): batch,
+    ("POST", "/complete-and-next"): complete_and_next,
 }
-WITH_BODY: frozenset[Parse] = frozenset({enqueue, heartbeat})
+WITH_BODY: frozenset[Parse] = frozenset({enqueue, heartbeat, batch})
 PREFIXES = ("", "/v1")
 
 
@@ -204,7 +195,6 @@ def _show_dead(outcome: Outcome) -> Answer:
 
 _DIGITS = re.compile("[0-9]{1,19}")
 _SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,12})?")
-_RUN_ID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def _name(values: dict[str, str], field: str) -> str | Problem:
@@ -218,8 +208,10 @@ def _name(values: dict[str, str], field: str) -> str | Problem:
 def _run(query: bytes) -> tuple[str, str, bytes | None] | Problem:
     """Read which run is meant: queue, job id, and the run_id (16 bytes) where one is named."""
     values = parse_query(query, ("queue", "job_id", "run_id"))
-    if isinstance(values, Problem):
-        return values
+    return values if isinstance(values, Problem) else _run_of(values)
+
+
+def _run_of(values: dict[str, str]) -> tuple[str, str, bytes | None] | Problem:
     queue = _name(values, "queue")
     if isinstance(queue, Problem):
         return queue
@@ -227,11 +219,34 @@ def _run(query: bytes) -> tuple[str, str, bytes | None] | Problem:
     if isinstance(job_id, Problem):
         return job_id
     text = values.get("run_id")
-    if text is None:
-        return queue, job_id, None
-    if _RUN_ID.fullmatch(text) is None:
-        return fault("run_id", "must be a UUID of 36 characters")
-    return queue, job_id, bytes.fromhex(text.replace("-", ""))
+    run_id = read_run_id(text) if text is not None else None
+    return run_id if isinstance(run_id, Problem) else (queue, job_id, run_id)
+
+
+def _wanted(
+    values: dict[str, str], field: str, further: list[str], settings: Settings
+) -> tuple[list[str], int, int, Callable[[Outcome], Answer]] | Problem:
+    """Read which jobs a next wants: the queues in order, how many, how long it waits, and how they are shown."""
+    queue = _name(values, field)
+    if isinstance(queue, Problem):
+        return queue
+    queues = [queue]
+    if further:
+        queues += further
+        if len(queues) > settings.next_queues_max:
+            return fault(field, f"must be given at most {settings.next_queues_max} times (next_queues_max)")
+        for name in further:
+            if (wrong := name_fault(name)) is not None:
+                return fault(field, wrong)
+        if len(set(queues)) < len(queues):
+            return fault(field, "must not name a queue twice")
+    count = _integer("num_jobs", values.get("num_jobs"), 1, 1, settings.num_jobs_max)
+    if isinstance(count, Problem):
+        return count
+    wait_us = _wait_us(values.get("wait"), settings.wait_seconds_max)
+    if isinstance(wait_us, Problem):
+        return wait_us
+    return queues, count, wait_us, _show_jobs if "num_jobs" in values else _show_job
 
 
 def _integer(field: str, text: str | None, default: int, low: int, high: int) -> int | Problem:
@@ -248,85 +263,3 @@ def _wait_us(text: str | None, wait_seconds_max: float) -> int | Problem:
     if _SECONDS.fullmatch(text) is not None and (seconds := float(text)) <= wait_seconds_max:
         return round(seconds * SECOND_US)
     return fault("wait", f"must be a number of seconds from 0 to {wait_seconds_max:g}")
-
-
-# --- bodies ----------------------------------------------------------------------------------------------------
-
-_NULL = msgspec.Raw(b"null")
-_Timeout = Annotated[int, msgspec.Meta(ge=0, le=TIMEOUT_SECONDS_MAX)]
-_MaxRetries = Annotated[int, msgspec.Meta(ge=MAX_RETRIES_MIN, le=MAX_RETRIES_MAX)]
-
-
-class _JobBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    id: str
-    queue: str
-    timeout: _Timeout
-    persist_data: bool = False
-    max_retries: _MaxRetries = 0
-    payload: msgspec.Raw = _NULL
-    state: msgspec.Raw = _NULL
-    run_at: str | None = None
-
-
-_jobs = msgspec.json.Decoder(_JobBody)
-_raws = msgspec.json.Decoder(msgspec.Raw)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-_STRING = "must be a string"
-_RULES: dict[str, tuple[msgspec.json.Decoder[Any], str]] = {
-    "id": (msgspec.json.Decoder(str), _STRING),
-    "queue": (msgspec.json.Decoder(str), _STRING),
-    "timeout": (msgspec.json.Decoder(_Timeout), f"must be an integer from 0 to {TIMEOUT_SECONDS_MAX}"),
-    "persist_data": (msgspec.json.Decoder(bool), "must be true or false"),
-    "max_retries": (msgspec.json.Decoder(_MaxRetries), f"must be an integer from {MAX_RETRIES_MIN} to {MAX_RETRIES_MAX}"),
-    "payload": (_raws, ""),
-    "state": (_raws, ""),
-    "run_at": (msgspec.json.Decoder(str | None), instants.RULE),
-}
-_REQUIRED = ("id", "queue", "timeout")
-
-
-def _raw_json(body: bytes) -> bytes | Problem:
-    """Return the JSON text of a body, byte for byte but for white space around it."""
-    try:
-        if not body.isascii():
-            body.decode()
-        return bytes(_raws.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _not_json(error)
-
-
-def _not_json(error: Exception) -> Problem:
-    if isinstance(error, RecursionError):
-        return fault("body", "is nested too deeply")
-    if isinstance(error, UnicodeDecodeError):
-        return fault("body", "must be UTF-8")
-    reason = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
-    return fault("body", f"must be JSON: {reason}")
-
-
-def _explain(body: bytes) -> Problem:
-    """Say why a body is not a job."""
-    text = _raw_json(body)
-    if isinstance(text, Problem):
-        return text
-    try:
-        members = _members.decode(text)
-    except msgspec.ValidationError:
-        return fault("body", "must be a JSON object")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _not_json(error)
-    for field in members:
-        if field not in _RULES:
-            return fault(shown(field), "is not a field of a job")
-    for field in _REQUIRED:
-        if field not in members:
-            return fault(field, "is required")
-    for field, raw in members.items():
-        decoder, rule = _RULES[field]
-        try:
-            decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return fault(field, rule)
-    # Each member is right as it stands last, so one that stands twice was wrong before.
-    return fault("body", "has a member twice, and not both are right")

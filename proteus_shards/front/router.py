@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import trio
 
 from proteus_shards.core.commands import Delivery, Next, Outcome, Refused, Statistics
 from proteus_shards.core.placement import shard_of, slot_of
-from proteus_shards.front.link import Link, LinkStatistics, OnReply
+from proteus_shards.front.link import Link, LinkStatistics
 from proteus_shards.front.operations import QueueCommand
+from proteus_shards.front.pending import UNSETTLED, OnOutcomes, OnReply
 
 
 class Router:
@@ -29,6 +31,37 @@ class Router:
         link = self.link_of(command.queue)
         number = link.submit(self._timely(command), on_reply)
         return number if isinstance(number, Refused) else (link, number)
+
+    def submit_all(self, commands: Sequence[QueueCommand], on_outcomes: OnOutcomes) -> None:
+        """Send commands, those of one shard in one frame and in order; see `Link.submit_all`.
+
+        `on_outcomes` is called once with the outcomes in the order of the commands: at once, where no shard takes any.
+        """
+        places: dict[Link, list[int]] = {}
+        links: dict[str, Link] = {}
+        for place, command in enumerate(commands):
+            queue = command.queue
+            link = links.get(queue)
+            if link is None:
+                link = links[queue] = self.link_of(queue)
+            places.setdefault(link, []).append(place)
+        outcomes: list[Outcome] = [UNSETTLED] * len(commands)
+        left = len(places)
+
+        def take(own: list[int], found: Sequence[Outcome]) -> None:
+            nonlocal left
+            for place, outcome in zip(own, found, strict=True):
+                outcomes[place] = outcome
+            left -= 1
+            if not left:
+                on_outcomes(outcomes)
+
+        for link, own in list(places.items()):
+            refused = link.submit_all([commands[place] for place in own], partial(take, own))
+            if refused is not None:
+                take(own, [refused] * len(own))
+        if not commands:
+            on_outcomes(outcomes)
 
     async def call(self, command: QueueCommand) -> Outcome:
         """Send a command to the shard of its queue and wait for its outcome; see `Link.call`."""

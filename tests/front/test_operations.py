@@ -103,7 +103,7 @@ def test_a_wrong_job_is_refused_by_the_name_of_its_field(changes: dict[str, obje
         (b'{"id":"j","queue":"q","timeout":1}\x00', "must be JSON: trailing characters (byte 35)"),
         (b"\xef\xbb\xbf{}", "must be JSON: invalid character (byte 0)"),
         (b'{"id":"j","queue":"q","timeout":01}', "must be JSON: invalid number (byte 33)"),
-        (b"[]", "must be a JSON object"),
+        (b"[]", "must hold at least one of the jobs: it is empty"),
         (b'"job"', "must be a JSON object"),
         (b"null", "must be a JSON object"),
         (b'{"id":"\xff","queue":"q","timeout":1}', "must be UTF-8"),
