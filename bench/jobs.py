@@ -57,6 +57,30 @@ class Family(msgspec.Struct, frozen=True):
         """Return the request that enqueues a job."""
         return b"%s%d%s" % (self.enqueue_head(self.queue(number)), ID_FIRST + number, ENQUEUE_TAIL)
 
+    def job(self, queue: str) -> bytes:
+        """Return a job as JSON, with a %d for the digits of its id. Nothing else in it is a percent sign."""
+        persist = b"true" if self.persist else b"false"
+        return b'{"queue":"%s","timeout":%d,"persist_data":%s,"payload":%s,"id":"%s%%d"}' % (
+            queue.encode(),
+            TIMEOUT_SECONDS,
+            persist,
+            self.payload(),
+            self.tag.encode(),
+        )
+
+    def completion(self, queue: str) -> bytes:
+        """Return a completion as an operation of a batch, with a %d for the digits of its id."""
+        return b'{"op":"complete","queue":"%s","job_id":"%s%%d"}' % (queue.encode(), self.tag.encode())
+
+    def complete_and_next_head(self, queue: str) -> bytes:
+        """Return a complete-and-next up to the digits of the id."""
+        return b"POST /complete-and-next?queue=%s&job_id=%s" % (queue.encode(), self.tag.encode())
+
+    def complete_and_next(self, number: int, run_id: str) -> bytes:
+        """Return a complete-and-next that names its run."""
+        head = self.complete_and_next_head(self.queue(number))
+        return b"%s%d&run_id=%s%s" % (head, ID_FIRST + number, run_id.encode(), HEARTBEAT_TAIL)
+
     def heartbeat_head(self, queue: str) -> bytes:
         """Return a heartbeat without a body up to the digits of the id."""
         return b"PATCH /heartbeat?queue=%s&job_id=%s" % (queue.encode(), self.tag.encode())
@@ -87,6 +111,11 @@ def next_job(queue: str, num_jobs: int | None = None, wait_seconds: int | None =
     if wait_seconds is not None:
         query += b"&wait=%d" % wait_seconds
     return b"GET /next?queue=%s%s" % (query, COMPLETE_TAIL)
+
+
+def post(path: str, body: bytes) -> bytes:
+    """Return a request with a body."""
+    return b"POST %s%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), _HOST, len(body), body)
 
 
 def balanced(prefix: str, count: int, shards: int) -> list[str]:

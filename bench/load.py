@@ -76,6 +76,30 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
     size: int
 
 
+class EnqueueArrays(msgspec.Struct, frozen=True, tag="enqueue-arrays"):
+    """Enqueue for some seconds, `size` jobs a request, one request at a time on each connection. Every answer must say that all were accepted."""
+
+    family: Family
+    size: int
+    seconds: float
+
+
+class CompleteArrays(msgspec.Struct, frozen=True, tag="complete-arrays"):
+    """Complete jobs 0…count-1, `size` of them a request to `POST /batch`. Every answer must say that all were completed."""
+
+    family: Family
+    count: int
+    size: int
+
+
+class Loop(msgspec.Struct, frozen=True, tag="loop"):
+    """A runner's loop: enqueue, complete-and-next, one request at a time; connection `c` alone uses slot `c`. Checked as in `Life`."""
+
+    family: Family
+    seconds: float
+    depth: int = 8
+
+
 class Paced(msgspec.Struct, frozen=True, tag="paced"):
     """Enqueue at arrival times that are fixed beforehand (Poisson), whatever the server does. Latency counts from the arrival time."""
 
@@ -105,7 +129,7 @@ class Beanstalk(msgspec.Struct, frozen=True, tag="beanstalk"):
     pipeline: int = 1
 
 
-Work = Fill | Take | Enqueue | Next | Life | Batch | Paced | Wake | Beanstalk
+Work = Fill | Take | Enqueue | Next | Life | Batch | EnqueueArrays | CompleteArrays | Loop | Paced | Wake | Beanstalk
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -77,6 +77,23 @@ SCENARIOS: dict[str, Scenario] = {
         fills=lambda options: options.batch_jobs,
         predicted={"memory/1": (300_000, 600_000), "sqlite-full/1": (120_000, 250_000)},
     ),
+    "batch-enqueue": Scenario(
+        measure=scenarios.batch_enqueue,
+        unit="jobs/s",
+        predicted={"memory/1": (100_000, 200_000), "sqlite-full/1": (60_000, 120_000)},
+    ),
+    "batch-complete": Scenario(
+        measure=scenarios.batch_complete,
+        unit="jobs/s",
+        fills=lambda options: options.batch_jobs,
+        predicted={"memory/1": (120_000, 250_000), "sqlite-full/1": (70_000, 150_000)},
+    ),
+    "loop": Scenario(
+        measure=scenarios.loop,
+        unit="jobs/s",
+        requests=2,
+        predicted={"memory/1": (15_000, 22_000), "sqlite-full/1": (7_000, 13_000)},
+    ),
     "mixed": Scenario(
         measure=scenarios.mixed, unit="jobs/s", requests=4, predicted={"memory/1": (8_000, 12_000), "sqlite-full/1": (4_500, 8_000)}
     ),

@@ -11,7 +11,7 @@ from bench.plan import SCENARIOS
 from bench.results import CellResult, Results
 
 CORES = (1, 2, 4, 8, 16, 32)
-RATES = ("enqueue", "next", "life", "life-checked", "batch", "mixed", "large")
+RATES = ("enqueue", "next", "life", "life-checked", "batch", "batch-enqueue", "batch-complete", "loop", "mixed", "large")
 PERCENTILES = [*range(100), 99.9, 100]
 
 

@@ -162,6 +162,23 @@ class Run:
 
         return lead
 
+    def loop(self, target: Target, family: Family, seconds: float, *, connections: int) -> Callable[[CpuMeter], Done]:
+        """Prepare jobs, and return what leads runners' loops for some seconds."""
+        if not self.options.use_wrk:
+            alone = msgspec.structs.replace(family, slots=balanced(f"o{family.tag}", connections, 1))
+            return lambda meter: self.own(target, load.Loop(alone, seconds), meter, connections=connections)
+        lag = self.lag(family, connections)
+        self.fill(target, family, 2 * lag)
+        if not self.take(target, family, lag):
+            raise LoadError("a job that was enqueued is not there")
+        script = wrk.loop_script(family, 2 * lag, lag)
+
+        def lead(_meter: CpuMeter) -> Done:
+            done = self._wrk(target, script, seconds, connections=connections)
+            return msgspec.structs.replace(done, jobs=done.requests // 2)
+
+        return lead
+
     def own(
         self, target: Target, work: load.Work, meter: CpuMeter | None, *, connections: int | None = None, processes: int | None = None
     ) -> Done:

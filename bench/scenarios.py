@@ -89,6 +89,29 @@ def batch(run: Run, subject: Subject, target: Target) -> Sample:
     return sample
 
 
+def batch_enqueue(run: Run, subject: Subject, target: Target) -> Sample:
+    """Measure the jobs enqueued a second, 100 a request."""
+    seconds = run.options.seconds
+    run.own(target, load.EnqueueArrays(run.family(subject), BATCH_JOBS, min(WARM_SECONDS_MAX, seconds / 4)), None)
+    work = load.EnqueueArrays(run.family(subject), BATCH_JOBS, seconds)
+    return run.measure(target, lambda meter: run.own(target, work, meter))
+
+
+def batch_complete(run: Run, subject: Subject, target: Target) -> Sample:
+    """Measure the jobs completed a second, 100 a request."""
+    count = max(1, run.options.batch_jobs // BATCH_JOBS) * BATCH_JOBS
+    family = run.family(subject)
+    run.fill(target, family, count)
+    work = load.CompleteArrays(family, count, BATCH_JOBS)
+    return run.measure(target, lambda meter: run.own(target, work, meter))
+
+
+def loop(run: Run, subject: Subject, target: Target) -> Sample:
+    """Measure the jobs that go through a runner's loop a second: enqueue and complete-and-next, two requests each."""
+    family = run.family(subject)
+    return run.measure(target, run.loop(target, family, run.options.seconds, connections=run.options.connections))
+
+
 def mixed(run: Run, subject: Subject, target: Target) -> Sample:
     """Measure whole lives, half of them in one hot queue, the others spread over cold ones."""
     cold = balanced("cold", run.options.cold_queues, subject.shards)

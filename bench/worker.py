@@ -13,8 +13,9 @@ import time
 import msgspec
 
 from bench.engine import LoadError
-from bench.load import Batch, Beanstalk, Enqueue, Fill, Life, Next, Order, Paced, Take, Wake
+from bench.load import Batch, Beanstalk, CompleteArrays, Enqueue, EnqueueArrays, Fill, Life, Loop, Next, Order, Paced, Take, Wake
 from bench.works import BatchSession, EnqueueSession, FillSession, LifeSession, NextSession, Session, TakeSession
+from bench.works_arrays import CompleteArraysSession, EnqueueArraysSession, LoopSession
 from bench.works_beanstalk import BeanstalkSession
 from bench.works_timed import PacedSession, WakeSession
 
@@ -25,6 +26,9 @@ SESSIONS: dict[type, type[Session]] = {
     Next: NextSession,
     Life: LifeSession,
     Batch: BatchSession,
+    EnqueueArrays: EnqueueArraysSession,
+    CompleteArrays: CompleteArraysSession,
+    Loop: LoopSession,
     Paced: PacedSession,
     Wake: WakeSession,
     Beanstalk: BeanstalkSession,

@@ -16,7 +16,7 @@ from itertools import islice
 import msgspec
 
 from bench.engine import Engine, LoadError, Wire, split_http
-from bench.jobs import ENQUEUE_TAIL, ID_FIRST, next_job
+from bench.jobs import ENQUEUE_TAIL, ID_FIRST, Family, next_job
 from bench.load import Batch, Enqueue, Fill, Life, Next, Order, Report, Take
 
 ANSWER_SECONDS_MAX = 30.0  # after the end of a work, for what is still under way
@@ -210,7 +210,7 @@ class NextSession(_Closed):
             yield asks[turn % len(asks)]
 
 
-class _Delivered(msgspec.Struct):
+class Delivered(msgspec.Struct):
     """A delivered job, as far as it is checked."""
 
     id: str
@@ -218,6 +218,24 @@ class _Delivered(msgspec.Struct):
     run_id: str
     attempt: int
     payload: msgspec.Raw
+
+
+class JobChecker:
+    """Reads delivered jobs of a family, and says whether one is the job that it should be, at its first attempt."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._payload = family.payload()
+        self._jobs = msgspec.json.Decoder(Delivered)
+        self.read = self._jobs.decode
+
+    def fault(self, job: Delivered, number: int) -> str:
+        """Say what is wrong with the job that came in place of job `number`, or nothing."""
+        family = self._family
+        got = (job.id, job.queue, job.attempt, bytes(job.payload))
+        if got == (family.id(number), family.queue(number), 1, self._payload):
+            return ""
+        return f"job {family.id(number)} was next in its queue, and {job.id} (attempt {job.attempt}) came"
 
 
 class LifeSession(Session):
@@ -234,8 +252,7 @@ class LifeSession(Session):
         self._newest = [0] * wires  # how many jobs this connection has enqueued
         self._oldest = [0] * wires  # how many it has been given
         self._run = [""] * wires
-        self._payload = self._family.payload()
-        self._jobs = msgspec.json.Decoder(_Delivered)
+        self._checker = JobChecker(self._family)
         self._filling = 0
 
     def prepare(self) -> None:
@@ -293,11 +310,10 @@ class LifeSession(Session):
         return self._family.enqueue(number)
 
     def _check(self, index: int, number: int, body: bytes) -> None:
-        job = self._jobs.decode(body)
+        job = self._checker.read(body)
         self._run[index] = job.run_id
-        got = (job.id, job.queue, job.attempt, bytes(job.payload))
-        if got != (self._family.id(number), self._family.queue(number), 1, self._payload):
-            self.fault(f"job {self._family.id(number)} was next in its queue, and {job.id} (attempt {job.attempt}) came")
+        if wrong := self._checker.fault(job, number):
+            self.fault(wrong)
 
 
 class BatchSession(Session):

@@ -151,6 +151,34 @@ end
 """
 
 
+def loop_script(family: Family, first: int, ready: int) -> str:
+    """Lead a runner's loop without reading an answer: for each new job, enqueue it, and complete the one that was taken long ago and take the next.
+
+    When this begins, `ready` jobs before `first` wait, and at least as many before those are in flight, as in `life_script`.
+    """
+    assert ready % len(family.slots) == 0
+    return f"""
+{_list("enqueues", [family.enqueue_head(queue) for queue in family.slots])}
+{_list("loops", [family.complete_and_next_head(queue) for queue in family.slots])}
+local enqueue_tail, loop_tail = {_quoted(ENQUEUE_TAIL)}, {_quoted(HEARTBEAT_TAIL)}
+local count, number, enqueued, slot = {len(family.slots)}, {ID_FIRST + first} - 1, false, 1
+local looked_at = false
+function request()
+  if not looked_at then -- wrk looks at one request before it begins, and never sends it
+    looked_at = true
+    return loops[1] .. number .. loop_tail
+  end
+  enqueued = not enqueued
+  if enqueued then
+    number = number + 1
+    slot = (number - {ID_FIRST}) % count + 1
+    return enqueues[slot] .. number .. enqueue_tail
+  end
+  return loops[slot] .. number - {2 * ready} .. loop_tail
+end
+"""
+
+
 def _quoted(text: bytes) -> str:
     """Write bytes as a Lua string: ours are printable ASCII but for line ends."""
     return '"' + text.decode("ascii").replace("\\", "\\\\").replace('"', '\\"').replace("\r", "\\r").replace("\n", "\\n") + '"'
