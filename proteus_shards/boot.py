@@ -1,7 +1,7 @@
 """How a child process of the supervisor begins and reports: one boot line in, one control line out.
 
 Standard input brings a line of JSON and then stays open as the lifeline: its end means that the supervisor is gone. Standard output
-takes one line, `Ready` or `Failed`. Logs go to standard error.
+takes one line, `Ready` or `Failed`, and a `Beat` every second from the event loop. Logs go to standard error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from proteus_shards.config import Failed, FrontBoot, Ready, ShardBoot
+from proteus_shards.config import Beat, Failed, FrontBoot, Ready, ShardBoot
 
 STDIN, STDOUT = 0, 1
 
@@ -40,3 +40,17 @@ def report(message: Ready | Failed) -> None:
         os.write(STDOUT, msgspec.json.encode(message) + b"\n")
     except BrokenPipeError:
         return
+
+
+def beat() -> None:
+    """Write a sign of life. Where the supervisor has read none for an hour, the pipe is full, and this one is left out."""
+    os.set_blocking(STDOUT, False)
+    try:
+        os.write(STDOUT, _BEAT)
+    except (BlockingIOError, BrokenPipeError):
+        return
+    finally:
+        os.set_blocking(STDOUT, True)
+
+
+_BEAT = msgspec.json.encode(Beat()) + b"\n"

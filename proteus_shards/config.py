@@ -71,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     wait_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     request_seconds_max: _Seconds = 30.0
     drain_seconds_max: _Seconds = 30.0
+    hang_seconds_max: Annotated[float, msgspec.Meta(ge=3, le=86_400.0)] = 30.0
     connection_idle_seconds_max: _Seconds = 75.0
     fast_lane: bool = True
     header_bytes_max: Annotated[int, msgspec.Meta(ge=1 * KIB, le=1 * MIB)] = 32 * KIB
@@ -114,6 +115,7 @@ SETTINGS_HELP: dict[str, str] = {
     "wait_seconds_max": "longest wait that a next may ask for; beyond it 422",
     "request_seconds_max": "longest time that a request waits for its shard, besides the wait it asked for; then 503",
     "drain_seconds_max": "time that SIGTERM leaves for what is under way",
+    "hang_seconds_max": "a shard or front process without a sign of life for so long is killed and started again",
     "connection_idle_seconds_max": "an idle keep-alive connection is closed after this",
     "fast_lane": "serve the hot job routes on the fast lane; off: everything through Quart on Hypercorn",
     "header_bytes_max": "largest head of a request, request line included, in bytes; beyond it 431",
@@ -164,6 +166,13 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
     detail: str
     final: bool = False
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """What a child writes every `BEAT_SECONDS` from its event loop: it is alive, and not merely there."""
+
+
+BEAT_SECONDS = 1.0
 
 
 def socket_path(run_dir: str, shard: int) -> str:

@@ -12,6 +12,10 @@ Decisions that may surprise:
 - A child's standard input carries one line of JSON, then nothing, and stays open: its end tells the child that the supervisor
   is gone, however it went. Children are in process groups of their own, so that Ctrl-C reaches the supervisor alone.
 - Settings travel in that line, and children see no `PROTEUS_*` variable but those for tests.
+- A child writes a sign of life every second, from its event loop. One that is silent for hang_seconds_max is killed and replaced. The
+  seconds are those in which the supervisor itself was awake: a machine that slept, or a group of processes that was stopped, hangs nowhere.
+- SIGHUP renews the fronts, one after the other: each ends its connections with an answer that says so, while new ones wait in its socket for
+  its successor. Where standard input is a terminal, SIGHUP keeps its meaning, which is that the terminal is gone.
 - During the drain the fronts end first, and shards are still restarted while they do: requests under way may need them.
 """
 
@@ -29,9 +33,9 @@ from contextlib import ExitStack
 import msgspec
 import trio
 
-from proteus_shards.config import Failed, FrontBoot, Ready, Settings, ShardBoot
+from proteus_shards.config import BEAT_SECONDS, Beat, Failed, FrontBoot, Ready, Settings, ShardBoot
 from proteus_shards.errors import StartError
-from proteus_shards.surroundings import child_environment, open_listeners, private_dir, sd_notify, start_line
+from proteus_shards.surroundings import child_environment, open_listeners, private_dir, sd_notify, start_line, watchdog_seconds
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ LAST_WORDS_SECONDS_MAX = 1.0  # for reading what an ended child wrote
 FAILED_SECONDS_MAX = 5.0  # for the end of a child that said that it failed
 SIGNAL_SECONDS_MIN = 0.25  # a signal this soon after the first is the same one: `timeout`, say, sends it to us and to our group
 CONTROL_LINE_BYTES_MAX = 64 * 1024
+STDIN = 0
 
 
 class Programs(msgspec.Struct, frozen=True):
@@ -107,6 +112,7 @@ class Child:
         self.ready = trio.Event()  # it has served (or, with `once`, done its work) at least once
         self.ended = trio.Event()  # its keeper is done: no process is left
         self.failure: StartError | None = None  # why it can never serve
+        self.renewed = trio.Event()  # its successor serves, or there will be none
         self.unclean = False  # it was told to stop while it served, and ended with an error
         self._command = tuple(command)
         self._boot = boot
@@ -116,6 +122,8 @@ class Child:
         self._serving_since: float | None = None
         self._starts = 0
         self._silent_starts = 0
+        self._renewing = False
+        self._beaten = False
 
     def statistics(self) -> ChildStatistics:
         """Return what there is to know about it now."""
@@ -129,6 +137,15 @@ class Child:
             if self._process is not None:
                 self._process.terminate()
 
+    async def renew(self) -> None:
+        """Ask the process to finish what it does and end, and wait until another serves in its place."""
+        if self._process is None:
+            return  # another is about to be started anyway
+        self._renewing = True
+        self.renewed = trio.Event()
+        self._process.terminate()
+        await self.renewed.wait()
+
     async def keep(self) -> None:
         """Run it, again and again, until it is stopped, is done, or can never serve."""
         backoff = Backoff()
@@ -137,12 +154,16 @@ class Child:
                 served_seconds = await self._run()
                 if self._stop.is_set() or self.failure is not None or (self._once and self.ready.is_set()):
                     break
+                if self._renewing:
+                    self._renewing = False
+                    continue
                 delay = backoff.after(served_seconds)
                 log.warning("restarting", extra={"child": self.name, "delay_seconds": delay})
                 with trio.move_on_after(delay):
                     await self._stop.wait()
         finally:
             self.ended.set()
+            self.renewed.set()
 
     async def _run(self) -> float:
         """Start one process, attend it to its end, and return for how many seconds it served."""
@@ -182,6 +203,8 @@ class Child:
             (log.error if self.unclean else log.debug)("ended", extra={"child": self.name, "returncode": returncode})
         elif self._once and isinstance(said, Ready) and returncode == 0:
             self.ready.set()
+        elif self._renewing:
+            log.info("renewed", extra={"child": self.name, "returncode": returncode})
         else:
             log.error("ended", extra={"child": self.name, "pid": process.pid, "returncode": returncode})
             if said is None or (self._once and isinstance(said, Ready)):
@@ -206,6 +229,9 @@ class Child:
             async for data in process.stdout:
                 for line in lines.feed(data):
                     word = _word(line)
+                    if isinstance(word, Beat):
+                        self._beaten = True
+                        continue
                     if word is None or said is not None:
                         log.warning("unexpected output", extra={"child": self.name, "bytes": len(line)})
                         continue
@@ -221,6 +247,8 @@ class Child:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
+            if not self._once:
+                nursery.start_soon(self._watch_beats, process)
             nursery.start_soon(_send_line, process.stdin, msgspec.json.encode(self._boot) + b"\n")
             await process.wait()
             with trio.move_on_after(LAST_WORDS_SECONDS_MAX):  # another process may hold the pipe open
@@ -228,11 +256,23 @@ class Child:
             nursery.cancel_scope.cancel()
         return said
 
+    async def _watch_beats(self, process: trio.Process) -> None:
+        """Kill a process that shows no sign of life. A sleep of ours that took too long counts as one of the right length."""
+        silent_seconds = 0.0
+        while silent_seconds < self._boot.settings.hang_seconds_max:
+            await trio.sleep(BEAT_SECONDS)
+            silent_seconds += BEAT_SECONDS
+            if self._beaten:
+                self._beaten, silent_seconds = False, 0.0
+        log.error("hangs and is killed (hang_seconds_max)", extra={"child": self.name, "pid": process.pid, "seconds": silent_seconds})
+        process.kill()
+
     def _take(self, word: Ready | Failed) -> None:
         if isinstance(word, Ready):
             if not self._once:
                 self._serving_since = trio.current_time()
                 self.ready.set()
+                self.renewed.set()
             log.info("ready", extra={"child": self.name, "detail": word.detail})
             return
         log.error("cannot serve", extra={"child": self.name, "reason": word.detail, "final": word.final})
@@ -253,6 +293,7 @@ class Supervisor:
         ]
         self._kept: list[Child] = []
         self._stop = trio.Event()
+        self._renewal = trio.Lock()
 
     def statistics(self) -> SupervisorStatistics:
         """Return what there is to know about the children now."""
@@ -265,7 +306,8 @@ class Supervisor:
         """
         clean = False
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, signals, nursery.cancel_scope)
+            nursery.start_soon(self._watch, signals, nursery)
+            nursery.start_soon(_feed_watchdog)
             with trio.CancelScope() as starting:
                 nursery.start_soon(_cancel_on, self._stop, starting)
                 await self._start(nursery)
@@ -296,17 +338,28 @@ class Supervisor:
         if child.failure is not None:
             self._stop.set()
 
-    async def _watch(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+    async def _watch(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         first: float | None = None
         async for number in signals:
             name = signal.Signals(number).name
-            if first is None:
+            if number == signal.SIGHUP:
+                nursery.start_soon(self._renew_fronts)
+            elif first is None:
                 first = trio.current_time()
                 log.info("draining", extra={"signal": name, "seconds_max": self._settings.drain_seconds_max})
                 self._stop.set()
             elif trio.current_time() - first >= SIGNAL_SECONDS_MIN:
                 log.warning("killing what is left", extra={"signal": name})
-                everything.cancel()
+                nursery.cancel_scope.cancel()
+
+    async def _renew_fronts(self) -> None:
+        """Put a new process in the place of each front, one after the other."""
+        async with self._renewal:
+            for child in self._fronts:
+                if self._stop.is_set() or child not in self._kept:
+                    return
+                await child.renew()
+            log.info("all fronts are renewed", extra={"fronts": len(self._fronts)})
 
     async def _drain(self) -> bool:
         """Stop the children, those that take requests first, and say whether all ended well and in time."""
@@ -341,7 +394,8 @@ async def supervise(settings: Settings, programs: Programs | None = None, write:
     `write` gets the one line that says that the server is ready.
     """
     with ExitStack() as stack:
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        numbers = [signal.SIGTERM, signal.SIGINT] + ([] if os.isatty(STDIN) else [signal.SIGHUP])
+        signals = stack.enter_context(trio.open_signal_receiver(*numbers))
         listeners = open_listeners(settings.host, settings.port, settings.fronts)
         for listener in listeners:
             stack.callback(listener.close)
@@ -351,9 +405,9 @@ async def supervise(settings: Settings, programs: Programs | None = None, write:
         return await supervisor.run(signals, lambda: (write or _write_line)(line))
 
 
-def _word(line: bytes) -> Ready | Failed | None:
+def _word(line: bytes) -> Ready | Failed | Beat | None:
     try:
-        return msgspec.json.decode(line, type=Ready | Failed)
+        return msgspec.json.decode(line, type=Ready | Failed | Beat)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -376,6 +430,14 @@ async def _send_line(stream: trio.abc.SendStream | None, line: bytes) -> None:
         await stream.send_all(line)
     except trio.BrokenResourceError:
         return  # it ended before it read its line; its keeper sees that
+
+
+async def _feed_watchdog() -> None:
+    """Tell systemd again and again that this loop turns, where it asked for that (WatchdogSec)."""
+    seconds = watchdog_seconds(os.environ)
+    while seconds is not None:
+        sd_notify("WATCHDOG=1")
+        await trio.sleep(seconds / 2)
 
 
 async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -25,6 +25,7 @@ from proteus_shards.errors import StartError
 log = logging.getLogger(__name__)
 
 BACKLOG_MAX = 4096  # connections that wait in the kernel; it takes its own limit where that is lower
+NOTIFY_SECONDS_MAX = 0.5
 SOCKET_PATH_BYTES_MAX = 100  # macOS allows 104 with the final zero, Linux 108
 
 
@@ -93,7 +94,8 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in environ.items()
-        if name != "NOTIFY_SOCKET" and (not name.startswith("PROTEUS_") or name.startswith("PROTEUS_TEST_"))
+        if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
+        and (not name.startswith("PROTEUS_") or name.startswith("PROTEUS_TEST_"))
     }
     root = Path(__file__).resolve().parent.parent
     if root.name not in {"site-packages", "dist-packages"}:  # a checkout: those two are on the path of every child
@@ -127,6 +129,16 @@ def sd_notify(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.settimeout(NOTIFY_SECONDS_MAX)
             notify.sendto(state.encode(), b"\0" + path[1:].encode() if path.startswith("@") else path)
     except OSError as error:
-        log.warning("systemd could not be told", extra={"state": state, "reason": error.strerror})
+        log.warning("systemd could not be told", extra={"state": state, "reason": error.strerror or str(error)})
+
+
+def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """Return how often systemd wants to hear of this process, or None where it does not."""
+    meant = environ.get("WATCHDOG_PID", "")
+    usec = environ.get("WATCHDOG_USEC", "")
+    if not usec.isascii() or not usec.isdigit() or not int(usec) or meant not in {"", str(os.getpid())}:
+        return None
+    return int(usec) / 1_000_000

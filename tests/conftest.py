@@ -43,9 +43,7 @@ class Answer(NamedTuple):
 class Server:
     """One running `proteus-shards serve`."""
 
-    def __init__(
-        self, *options: str, cwd: Path, environ: Mapping[str, str], program: Sequence[str] = ("-m", "proteus_shards")
-    ) -> None:
+    def __init__(self, *options: str, cwd: Path, environ: Mapping[str, str], program: Sequence[str] = ("-m", "proteus_shards")) -> None:
         self.log_path = cwd / f"server-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """A front process: `python -m proteus_shards.front`, started by the supervisor.
 
 Standard input brings one line of JSON, a `FrontBoot`, and then stays open as the lifeline: its end means that the supervisor is gone.
-Standard output takes one line, `Ready` or `Failed`. Logs go to standard error.
+Standard output takes one line, `Ready` or `Failed`, and signs of life. Logs go to standard error.
 
 A front serves once its links are up, so that nobody who was told that it is ready is refused. It waits a moment only: where a shard
 is away, it serves without, and answers 429 for that shard's queues.
@@ -25,8 +25,8 @@ from collections.abc import Callable
 import trio
 
 from proteus_shards import logs
-from proteus_shards.boot import STDIN, read_boot, report
-from proteus_shards.config import Failed, FrontBoot, Ready, socket_path
+from proteus_shards.boot import STDIN, beat, read_boot, report
+from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, socket_path
 from proteus_shards.errors import SettingError
 from proteus_shards.front.app import make_app
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
@@ -95,6 +95,7 @@ async def serve(boot: FrontBoot, listener: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, drain)
         nursery.start_soon(watch_lifeline, drain)
+        nursery.start_soon(beat_forever)
         for link in links:
             nursery.start_soon(link.run)
         with trio.move_on_after(LINKS_SECONDS_MAX):
@@ -132,6 +133,13 @@ async def watch_lifeline(drain: Callable[[str], None]) -> None:
         except (OSError, trio.BrokenResourceError) as error:
             log.warning("the lifeline failed", extra={"error": str(error)})
     drain("the supervisor is gone")
+
+
+async def beat_forever() -> None:
+    """Show the supervisor that this event loop turns."""
+    while True:
+        beat()
+        await trio.sleep(BEAT_SECONDS)
 
 
 def exit_after(seconds: float) -> None:

@@ -1,8 +1,5 @@
 """The fast lane: HTTP/1.1 for the hot job routes, an order of magnitude faster than the full stack beside it.
 
-How to think about it
-=====================
-
 The lane owns the listening socket and every plaintext connection until it meets a request that it does not serve: another route, an HTTP/2
 preface, an upgrade. Then the connection, with all bytes from that request on, is handed to Hypercorn for good. What a call means
 is not decided here: `operations` says it for the lane and for Quart alike.
@@ -66,6 +63,7 @@ SWEEP_SECONDS = 0.25
 ACCEPTS_AT_ONCE = 64
 ACCEPT_PAUSE_SECONDS = 0.1
 LINGER_SECONDS = 1.0
+DRAIN_IDLE_SECONDS = 1.0  # a client that asks again and again is told with an answer that its connection ends
 LINGER_BYTES_MAX = 8 * 1024 * 1024
 PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_seconds_max
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
@@ -124,7 +122,7 @@ class Lane:
             self._poller.close()
 
     def stop(self) -> None:
-        """Accept nothing more, and end each connection as soon as it owes no answer."""
+        """Accept nothing more, and end each connection: with its next answer, which says so, or after a moment without a request."""
         self._stopping = True
         self._accept(on=False)
         self._listener.close()
@@ -132,9 +130,10 @@ class Lane:
             if client.events & READ:
                 self._guard(client, self._receive)  # a request that has come already is served
             if client.open and client.reader.idle():  # the others say close with their answer
-                client.closing = True
-                if not client.line and not client.out and not client.lingering:
-                    self._close(client)
+                if client.line and client.line[-1].data is None:
+                    client.closing = True
+                    client.line[-1].keep_alive = False
+                self._set_deadline(client, Need.NOTHING)
 
     @property
     def empty(self) -> bool:
@@ -451,7 +450,7 @@ class Lane:
             client.deadline = math.inf  # the link minds the time
         else:
             client.phase = Need.NOTHING
-            client.deadline = self._now + self._settings.connection_idle_seconds_max
+            client.deadline = self._now + (DRAIN_IDLE_SECONDS if self._stopping else self._settings.connection_idle_seconds_max)
 
     def _time_out(self, client: Caller) -> None:
         self._timeouts += not client.lingering

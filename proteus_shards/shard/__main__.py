@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from proteus_shards import logs
-from proteus_shards.boot import STDIN, read_boot, report
-from proteus_shards.config import Failed, Ready, Settings, ShardBoot, socket_path
+from proteus_shards.boot import STDIN, beat, read_boot, report
+from proteus_shards.config import BEAT_SECONDS, Failed, Ready, Settings, ShardBoot, socket_path
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
@@ -87,6 +87,7 @@ async def serve(boot: ShardBoot) -> int:
     ending = asyncio.Event()
     _watch_lifeline(ending)
     asyncio.get_running_loop().set_exception_handler(fail_stop)
+    beating = asyncio.create_task(_beat_forever())
     try:
         await patiently(pump.recover)
         gc.collect()
@@ -97,6 +98,7 @@ async def serve(boot: ShardBoot) -> int:
         log.error("shard cannot start", extra={"error": str(error)})  # noqa: TRY400  # an expected fault, told in one line
         report(Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown)))
         await store.close()
+        beating.cancel()
         return 1
     report(Ready(f"{pump.recovered} rows in {pump.recovery_seconds} s, {store.durability}"))
     pumping = asyncio.create_task(pump.run())
@@ -114,6 +116,7 @@ async def serve(boot: ShardBoot) -> int:
     stopping.cancel()
     await listener.close()
     await store.close()
+    beating.cancel()
     return int(failed)
 
 
@@ -125,6 +128,12 @@ def fail_stop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
         return
     log.critical("shard ends after a fault inside", exc_info=error)
     os._exit(1)
+
+
+async def _beat_forever() -> None:
+    while True:
+        beat()
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 def _watch_lifeline(ending: asyncio.Event) -> None:
