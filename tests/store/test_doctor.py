@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from proteus_shards.store.contract import Durability
 from proteus_shards.store.findings import Finding
 from proteus_shards.store.sqlite_trial import SqliteTrial
 from proteus_shards.store.urls import SqliteUrl, StoreUrl
-from tests.conftest import Server, StartServer
+from tests.conftest import STOP_SECONDS_MAX, Server, StartServer, eventually, server_environ
 from tests.store.rows import in_asyncio
 from tests.test_cli import run
 
@@ -101,6 +104,25 @@ def test_a_missing_driver_exits_with_2_and_says_what_to_install(
 
     assert cli.main(["doctor", "--store", "sqlite:///x"]) == 2
     assert "pip install 'proteus-shards[postgres]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_doctor_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Though it was in the middle of its trial."""
+    doctor_process = subprocess.Popen(
+        [sys.executable, "-m", "proteus_shards", "doctor", "--store", "sqlite:///jobs"],
+        cwd=tmp_path,
+        env=server_environ({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    eventually(lambda: list(tmp_path.glob(".trial-*/generation-000001/*.sqlite3-wal")) or doctor_process.poll() is not None)
+    doctor_process.send_signal(number)
+    out, _ = doctor_process.communicate(timeout=STOP_SECONDS_MAX)
+
+    assert (doctor_process.returncode, out) == (1, "")
+    assert names_in(tmp_path) == []
 
 
 class Load:
