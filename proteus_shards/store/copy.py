@@ -9,8 +9,9 @@ number they have. They are read in order, committed in batches within the target
 and a SHA-256 over all fields of all rows in order must be the same on both sides.
 
 **The source stays as it is**, but for its epochs: to open a shard's rows takes one. A SQLite file that a server holds cannot be opened, and the copy is
-refused. Elsewhere it fences the running server, which ends that shard and takes a new epoch. So the source's shards stay open to the end,
-and then commit nothing once more: whoever has opened them meanwhile has fenced the copy, which is told as a failure.
+refused. Elsewhere it fences the running server, whose next commit ends that shard, and which then takes a new epoch. So the source's shards stay open
+to the end, for five seconds at least, and then commit nothing once more: whoever has opened them meanwhile has fenced the copy, which is
+told as a failure. A running server that commits nothing in that time is not seen; nothing of it is lost either.
 
 **A copy that was interrupted** leaves a target that is not empty, and the next one is refused until it is. It does not go on where the
 first one stopped: the source may have changed since.
@@ -42,6 +43,8 @@ BATCH_BYTES_MAX = 4 * 1024 * 1024
 PROGRESS_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # for a target that is away for a while
 BACKOFF_SECONDS = 0.2
+SETTLE_SECONDS = 5.0  # in which a server that was fenced is back, if it has anything to do
+LOCKING = {"sqlite"}  # kinds whose shards cannot be opened while another process has them
 TOO_LARGE_NAMED = 20
 FILES_PER_STORE = 4  # that one open shard may take
 
@@ -93,6 +96,7 @@ async def copy(source: str, target: str, *, skip_damaged: bool, tell: Callable[[
     await prepare_store(target, shards)
     progress = _Progress(tell, survey.jobs)
     digests = []
+    settled = 0.0
     async with AsyncExitStack() as held:
         opened = []
         for shard in range(shards):
@@ -100,6 +104,7 @@ async def copy(source: str, target: str, *, skip_damaged: bool, tell: Callable[[
             held.push_async_callback(store.close)
             await store.open()
             opened.append(store)
+            settled = time.monotonic() + (0.0 if store.kind in LOCKING else SETTLE_SECONDS)
             read = await _move(store, target, shard, shards, progress, skip_damaged=skip_damaged)
             found = await _read_back(target, shard, shards)
             if found != read:
@@ -108,6 +113,7 @@ async def copy(source: str, target: str, *, skip_damaged: bool, tell: Callable[[
                     f"do not use TO; {_how_to_begin_anew(target)}"
                 )
             digests.append(read)
+        await asyncio.sleep(max(0.0, settled - time.monotonic()))
         await _check_unfenced(opened)
     whole = hashlib.sha256(b"".join(digest.value for digest in digests)).hexdigest()
     return Copied(sum(digest.rows for digest in digests), shards, progress.damaged, round(time.monotonic() - began, 3), whole)

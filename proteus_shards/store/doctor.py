@@ -46,11 +46,11 @@ class Rate(msgspec.Struct, frozen=True):
     commit_ms: float  # median
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, kw_only=True):
     """What a doctor has to say."""
 
     store: str  # the scheme of its URL
-    sound: bool  # no finding is a fault
+    sound: bool = True  # no finding is a fault
     durability: str | None = None  # as a shard would find it; None where that could not be found out
     round_trip_ms: float | None = None
     rates: list[Rate] = []
@@ -84,22 +84,23 @@ async def diagnose(url: str, required: Durability) -> Report:
         )
     except StoreError as error:
         found.append(Finding("fault", f"the store cannot be looked at: {error}"))
-    report = Report(store=trial.kind, sound=True, findings=found)
+    report = Report(store=trial.kind, findings=found)
     if not any(finding.level == "fault" for finding in found):
-        report = await _try(trial, report, required)
-    return msgspec.structs.replace(report, sound=not any(finding.level == "fault" for finding in found))
+        await _try(trial, report, required)
+    report.sound = not any(finding.level == "fault" for finding in found)
+    return report
 
 
-async def _try(trial: Store, report: Report, required: Durability) -> Report:
-    """Open a trial, look at what it promises, time it, and close it. Findings are added to those of the report."""
+async def _try(trial: Store, report: Report, required: Durability) -> None:
+    """Open a trial, look at what it promises, time it, and close it. What is found out is put into the report."""
     found = report.findings
     try:
         async with asyncio.timeout(TRIAL_SECONDS_MAX):
             await trial.open()
             found.append(_durability(trial, required))
-            report = msgspec.structs.replace(report, durability=str(trial.durability))
+            report.durability = str(trial.durability)
             if trial.keeps:
-                report = await _time(trial, report)
+                await _time(trial, report)
     except TimeoutError:
         found.append(Finding("fault", f"a trial took more than {TRIAL_SECONDS_MAX:.0f} s", "see whether the store is overloaded"))
     except StoreError as error:
@@ -109,7 +110,6 @@ async def _try(trial: Store, report: Report, required: Durability) -> Report:
             await trial.close()
         except StoreError as error:
             found.append(Finding("warning", f"the trial's traces could not be removed: {error}"))
-    return report
 
 
 def _durability(trial: Store, required: Durability) -> Finding:
@@ -125,7 +125,7 @@ def _durability(trial: Store, required: Durability) -> Finding:
 # --- timing ------------------------------------------------------------------------------------------------------
 
 
-async def _time(trial: Store, report: Report) -> Report:
+async def _time(trial: Store, report: Report) -> None:
     async for _ in trial.load():
         pass  # a shard does so too, before its first commit
     round_trip_ms = await _round_trip_ms(trial)
@@ -137,7 +137,7 @@ async def _time(trial: Store, report: Report) -> Report:
             "bring server and store nearer together: each persisted request waits for at least one of these" if slow else "",
         )
     )
-    report = msgspec.structs.replace(report, round_trip_ms=round(round_trip_ms, 3))
+    report.round_trip_ms = round(round_trip_ms, 3)
     first = 0
     for size in BATCHES:
         written: list[RowKey] = []
@@ -147,10 +147,9 @@ async def _time(trial: Store, report: Report) -> Report:
             report.findings.append(Finding("warning", f"commits of {size} rows were refused: {error}", "jobs that come so fast get 429"))
         else:
             report.findings.append(Finding("good", _told(rate)))
-            report = msgspec.structs.replace(report, rates=[*report.rates, rate])
+            report.rates.append(rate)
         await _delete(trial, written)
         first += len(written)
-    return report
 
 
 async def _round_trip_ms(trial: Store) -> float:
