@@ -22,7 +22,7 @@ from proteus_shards.core.placement import slot_of
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.contract import Durability, Store
 from proteus_shards.store.findings import Finding
-from proteus_shards.store.registry import examine_store, make_trial
+from proteus_shards.store.registry import examine_store, make_trial, prepared_shards
 
 EXAMINE_SECONDS_MAX = 60.0
 TRIAL_SECONDS_MAX = 60.0
@@ -86,17 +86,18 @@ async def diagnose(url: str, required: Durability) -> Report:
         found.append(Finding("fault", f"the store cannot be looked at: {error}"))
     report = Report(store=trial.kind, findings=found)
     if not any(finding.level == "fault" for finding in found):
-        await _try(trial, report, required)
+        await _try(trial, report, required, url)
     report.sound = not any(finding.level == "fault" for finding in found)
     return report
 
 
-async def _try(trial: Store, report: Report, required: Durability) -> None:
+async def _try(trial: Store, report: Report, required: Durability, url: str) -> None:
     """Open a trial, look at what it promises, time it, and close it. What is found out is put into the report."""
     found = report.findings
     try:
         async with asyncio.timeout(TRIAL_SECONDS_MAX):
-            await trial.open()
+            if not await _opens(trial, found, url):
+                return
             found.append(_durability(trial, required))
             report.durability = str(trial.durability)
             if trial.keeps:
@@ -110,6 +111,20 @@ async def _try(trial: Store, report: Report, required: Durability) -> None:
             await trial.close()
         except StoreError as error:
             found.append(Finding("warning", f"the trial's traces could not be removed: {error}"))
+
+
+async def _opens(trial: Store, found: list[Finding], url: str) -> bool:
+    """Open a trial. A store that is there, and merely has no tables before the first start, is not at fault."""
+    try:
+        await trial.open()
+    except StoreRefused:
+        raise
+    except StoreError as error:
+        if await prepared_shards(url) is not None:
+            raise
+        found.append(Finding("note", f"no trial before the store is prepared: {error}", "start a server on it once, and run this again"))
+        return False
+    return True
 
 
 def _durability(trial: Store, required: Durability) -> Finding:

@@ -257,6 +257,24 @@ async def test_what_a_trial_meets_is_a_finding(
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(("shards", "level"), [(None, "note"), (2, "fault")])
+@in_asyncio
+async def test_a_trial_that_needs_a_prepared_store_is_put_off(
+    trouble: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, shards: int | None, level: str
+) -> None:
+    """Until a server has prepared it; from then on it is at fault."""
+    url, faults = trouble
+    faults["open"] = StoreError("there are no tables")
+
+    async def prepared(_: StoreUrl) -> int | None:
+        return shards
+
+    monkeypatch.setattr(sqlite_kind, "prepared_shards", prepared)
+    report = await doctor.diagnose(url, Durability.MEMORY)
+
+    assert [finding.level for finding in report.findings if "there are no tables" in finding.what] == [level]
+
+
 @in_asyncio
 async def test_a_store_that_hangs_is_a_finding_in_time(trouble: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it hangs when it is looked at or when it is tried."""
