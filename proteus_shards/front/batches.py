@@ -225,7 +225,10 @@ def _read_operation(text: bytes) -> _Operation | Problem:
 
 def _command_of(operation: _Operation, settings: Settings) -> Item:
     if isinstance(operation, _Enqueue):
-        return read_job(bytes(operation.job))
+        job = read_job(bytes(operation.job))
+        if isinstance(job, Problem) and job.field == "body":  # here it is a member of one
+            return msgspec.structs.replace(job, field="job", detail="job" + job.detail.removeprefix("body"))
+        return job
     if (wrong := name_fault(operation.queue)) is not None:
         return fault("queue", wrong)
     if isinstance(operation, _Next):

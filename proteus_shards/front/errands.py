@@ -62,7 +62,7 @@ class NextOfSeveral:
     delivers = True
 
     def __init__(self, queues: Sequence[str], count: int, wait_us: int, show: ShowJobs) -> None:
-        self._queues = queues
+        self.queues = queues
         self._count = count
         self._wait_us = wait_us
         self._show = show
@@ -86,8 +86,8 @@ class NextOfSeveral:
     def _ask(self, place: int) -> None:
         """Ask the queue at a place without waiting, or come to an end."""
         left = self._count - len(self._jobs)
-        if place < len(self._queues) and left > 0 and self._bytes < JOBS_BYTES_MAX:
-            self._submit(place, Next(self._queues[place], left), partial(self._take, place))
+        if place < len(self.queues) and left > 0 and self._bytes < JOBS_BYTES_MAX:
+            self._submit(place, Next(self.queues[place], left), partial(self._take, place))
         elif self._jobs:
             self._tell(Delivered(self._jobs))
         elif self._refused is not None:
@@ -103,11 +103,11 @@ class NextOfSeveral:
             self._jobs += outcome.jobs
             self._bytes += sum(len(job.payload) + len(job.state or b"") for job in outcome.jobs)
         elif isinstance(outcome, Refused) and self._refused is None:
-            self._refused = refusal(outcome, self._queues[place]).answer()
+            self._refused = refusal(outcome, self.queues[place]).answer()
         self._ask(place + 1)
 
     def _wait(self) -> None:
-        for place, queue in enumerate(self._queues):
+        for place, queue in enumerate(self.queues):
             if self._refused is None:
                 self._submit(place, Next(queue, self._count, self._wait_us), partial(self._take_first, place))
 
@@ -116,7 +116,7 @@ class NextOfSeveral:
         self._under_way.pop(place, None)
         self._end_others()
         if isinstance(outcome, Refused):
-            self._refused = refusal(outcome, self._queues[place]).answer()
+            self._refused = refusal(outcome, self.queues[place]).answer()
             self._on_answer(self._refused, ())
         elif isinstance(outcome, Delivered):
             self._tell(outcome)
@@ -144,7 +144,7 @@ class CompleteAndNext:
 
     def __init__(self, complete: Complete, queues: Sequence[str], count: int, wait_us: int, show: ShowJobs) -> None:
         self._complete = complete
-        self._queues = queues
+        self.queues = queues
         self._count = count
         self._wait_us = wait_us
         self._show = show
@@ -160,8 +160,8 @@ class CompleteAndNext:
         sent = router.submit(self._complete, self._take_completion)
         if isinstance(sent, Refused):
             self._take_completion(sent)
-        elif len(self._queues) == 1:
-            asked = router.submit(Next(self._queues[0], self._count, self._wait_us), self._take_next)
+        elif len(self.queues) == 1:
+            asked = router.submit(Next(self.queues[0], self._count, self._wait_us), self._take_next)
             if isinstance(asked, Refused):
                 self._outcome = asked
             else:
@@ -188,8 +188,8 @@ class CompleteAndNext:
         self._completed = True
         if self._outcome is not None:
             self._finish(self._outcome)
-        elif len(self._queues) > 1:
-            several = NextOfSeveral(self._queues, self._count, self._wait_us, self._show)
+        elif len(self.queues) > 1:
+            several = NextOfSeveral(self.queues, self._count, self._wait_us, self._show)
             self._next = (several, 0)
             several.begin(self._router, self._take_several)
 
@@ -204,7 +204,7 @@ class CompleteAndNext:
         if shown.status < 300:
             self._on_answer(shown, jobs)
         else:
-            self._on_answer(_only_completed("a queue could not be asked", self._queues[0], shown.status).answer(), ())
+            self._on_answer(_only_completed("a queue could not be asked", self.queues[0], shown.status).answer(), ())
 
     def _finish(self, outcome: Outcome) -> None:
         self._outcome = None
@@ -212,8 +212,8 @@ class CompleteAndNext:
             _tell(self._router, self._on_answer, partial(self._show, outcome), outcome.jobs)
         else:
             assert isinstance(outcome, Refused)
-            problem = refusal(outcome, self._queues[0])
-            self._on_answer(_only_completed(problem.detail, self._queues[0], problem.status).answer(), ())
+            problem = refusal(outcome, self.queues[0])
+            self._on_answer(_only_completed(problem.detail, self.queues[0], problem.status).answer(), ())
 
 
 def _only_completed(detail: str, queue: str, status: int) -> Problem:
@@ -234,7 +234,7 @@ class Batch:
 
     def __init__(self, items: Sequence[Item], show: ShowItems, *, delivers: bool = False) -> None:
         self.delivers = delivers
-        self._items = items
+        self.items = items
         self._show = show
         self._over = False
 
@@ -242,7 +242,7 @@ class Batch:
         """See `Errand`."""
         self._router = router
         self._on_answer = on_answer
-        router.submit_all([item for item in self._items if not isinstance(item, Problem)], self._take)
+        router.submit_all([item for item in self.items if not isinstance(item, Problem)], self._take)
 
     def abandon(self, number: int = 0) -> None:  # noqa: ARG002  # so that a link may stand in its place
         """See `Errand`. What it delivers comes all the same, and goes back."""
@@ -253,7 +253,7 @@ class Batch:
         if self._over:
             self._router.undeliver(jobs)
         else:
-            _tell(self._router, self._on_answer, partial(self._show, self._items, outcomes), jobs)
+            _tell(self._router, self._on_answer, partial(self._show, self.items, outcomes), jobs)
 
 
 def _tell(router: Router, on_answer: OnAnswer, show: Callable[[], Answer], jobs: Sequence[Delivery]) -> None:

@@ -1,0 +1,462 @@
+"""Requests that take several commands, against fake shards: what is asked, in which order, and that no job is lost to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from proteus_shards.config import Settings
+from proteus_shards.core.commands import (
+    Cancel,
+    Command,
+    Complete,
+    Delivered,
+    Delivery,
+    Done,
+    Enqueue,
+    Next,
+    Outcome,
+    Reason,
+    Refused,
+    Undeliver,
+)
+from proteus_shards.front.answers import Answer
+from proteus_shards.front.errands import Errand
+from proteus_shards.front.native import carry_out
+from proteus_shards.front.operations import OPERATIONS
+from proteus_shards.front.router import Router
+from tests.front.fake_shard import PATIENCE_SECONDS, FakeShard, delivery, linked, obliging
+
+RUN = b"queue=q&job_id=j"
+
+
+class Stand:
+    """Links to fake shards, and errands that are carried out over them."""
+
+    def __init__(self, router: Router, shards: list[FakeShard], nursery: trio.Nursery, settings: Settings) -> None:
+        self.router = router
+        self.shards = shards
+        self.shard = shards[0]
+        self.settings = settings
+        self.answers: list[tuple[int, bytes, Sequence[Delivery]]] = []
+        self._nursery = nursery
+        self._answered = trio.Event()
+
+    def errand(self, call: str, query: bytes = b"", body: bytes = b"") -> Errand:
+        """Return the errand of a request."""
+        method, path = call.split(" ")
+        asked = OPERATIONS[method, path](body, query, self.settings)
+        assert hasattr(asked, "begin"), asked
+        return asked  # type: ignore[return-value]
+
+    async def ask(self, call: str, query: bytes = b"", body: bytes = b"") -> tuple[int, Any, Sequence[Delivery]]:
+        """Carry out a request and return its answer and the jobs in it."""
+        with trio.fail_after(PATIENCE_SECONDS):
+            shown, jobs = await carry_out(self.errand(call, query, body), self.router)
+        return shown.status, msgspec.json.decode(shown.body) if shown.body else None, jobs
+
+    def begin(self, call: str, query: bytes = b"", body: bytes = b"") -> Errand:
+        """Set out on a request, and note its answer."""
+        errand = self.errand(call, query, body)
+
+        def on_answer(shown: Answer, jobs: Sequence[Delivery]) -> None:
+            self.answers.append((shown.status, shown.body, jobs))
+            self._answered.set()
+
+        errand.begin(self.router, on_answer)
+        return errand
+
+    async def answered(self) -> tuple[int, bytes, Sequence[Delivery]]:
+        """Wait for the answer to what was begun."""
+        with trio.fail_after(PATIENCE_SECONDS):
+            await self._answered.wait()
+        (found,) = self.answers
+        return found
+
+    async def settled(self) -> None:
+        """Wait until every shard has heard what it was told."""
+        await self.router.wait_settled()
+
+    def heard(self, *kinds: type[Command]) -> list[Command]:
+        """Return what the first shard was told, of some kinds."""
+        return [command for command in self.shard.commands if isinstance(command, kinds)]
+
+
+@asynccontextmanager
+async def stand(
+    tmp_path: Path, answer: Callable[[Command], Outcome | None] = obliging, shards: int = 1, **changes: Any
+) -> AsyncIterator[Stand]:
+    """Run fake shards for the length of a test."""
+    settings = Settings(shards=shards, **changes)
+    async with linked(tmp_path, settings, answer) as (router, made), trio.open_nursery() as nursery:
+        yield Stand(router, made, nursery, settings)
+        nursery.cancel_scope.cancel()
+
+
+def stocked(**queues: int) -> Callable[[Command], Outcome | None]:
+    """Answer as a shard does that has so many jobs in each queue; polls stay unanswered."""
+
+    def answer(command: Command) -> Outcome | None:
+        if isinstance(command, Next) and (left := queues.get(command.queue, 0)):
+            given = min(left, command.count)
+            queues[command.queue] -= given
+            return Delivered([delivery(command.queue, f"{command.queue}{left - place}") for place in range(given)])
+        return obliging(command)
+
+    return answer
+
+
+def silent_polls_but(*queues: str) -> Callable[[Command], Outcome | None]:
+    """Answer polls of some queues with a job, and no others."""
+
+    def answer(command: Command) -> Outcome | None:
+        if isinstance(command, Next) and command.wait_us and command.queue in queues:
+            return Delivered([delivery(command.queue, f"{command.queue}1")])
+        return obliging(command)
+
+    return answer
+
+
+# --- several queues --------------------------------------------------------------------------------------------
+
+
+async def test_queues_are_asked_in_order_until_enough_is_found(tmp_path: Path) -> None:
+    """What is left over is asked of the next, and nothing of those behind."""
+    async with stand(tmp_path, stocked(b=2, c=9, d=9)) as made:
+        status, jobs, held = await made.ask("GET /next", b"queue=a&queue=b&queue=c&queue=d&num_jobs=4")
+
+        assert (200, ["b2", "b1", "c9", "c8"]) == (status, [job["id"] for job in jobs])
+        assert ["b2", "b1", "c9", "c8"] == [job.id for job in held]
+        assert [Next("a", 4), Next("b", 4), Next("c", 2)] == made.shard.commands
+
+
+async def test_one_job_of_several_queues_is_an_object(tmp_path: Path) -> None:
+    """As for one queue."""
+    async with stand(tmp_path, stocked(b=1)) as made:
+        assert "b1" == (await made.ask("GET /next", b"queue=a&queue=b"))[1]["id"]
+        assert (204, None, []) == await made.ask("GET /next", b"queue=a&queue=b")
+
+
+async def test_enough_bytes_end_the_walk_too(tmp_path: Path) -> None:
+    """An answer does not grow with the number of queues."""
+
+    def answer(command: Command) -> Outcome | None:
+        if isinstance(command, Next):
+            return Delivered([delivery(command.queue, payload=b'"' + b"x" * 5_000_000 + b'"')])
+        return obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        assert 2 == len((await made.ask("GET /next", b"queue=a&queue=b&queue=c&num_jobs=100"))[2])
+
+
+async def test_with_none_in_any_all_are_waited_for_and_the_first_ends_the_wait(tmp_path: Path) -> None:
+    """The polls of the others are cancelled."""
+    async with stand(tmp_path) as made:
+        made.begin("GET /next", b"queue=a&queue=b&queue=c&wait=30")
+        polls = [(number, command) for number, command in await made.shard.wait_command(Next, 6) if command.wait_us]  # type: ignore[union-attr]
+        assert [Next(queue, 1, 30_000_000) for queue in "abc"] == [command for _, command in polls]
+        await made.shard.reply((polls[1][0], Delivered([delivery("b")])))
+
+        status, _, jobs = await made.answered()
+        assert (200, ["b"]) == (status, [job.queue for job in jobs])
+        cancelled = [command for _, command in await made.shard.wait_command(Cancel, 2)]
+        assert [Cancel(polls[0][0]), Cancel(polls[2][0])] == cancelled
+
+
+async def test_what_two_queues_bring_at_once_is_given_once_and_the_other_goes_back(tmp_path: Path) -> None:
+    """No job is lost, and none is delivered twice."""
+    async with stand(tmp_path, silent_polls_but("a", "c")) as made:
+        status, job, held = await made.ask("GET /next", b"queue=a&queue=b&queue=c&wait=30")
+
+        assert (200, "a1", ["a1"]) == (status, job["id"], [each.id for each in held])
+        ((_, back),) = await made.shard.wait_command(Undeliver)
+        assert isinstance(back, Undeliver)
+        assert ("c", "c1") == (back.queue, back.id)
+
+
+async def test_a_wait_without_a_job_ends_with_204(tmp_path: Path) -> None:
+    """When the first poll has had its time, all have."""
+    async with stand(tmp_path) as made:
+        made.begin("GET /next", b"queue=a&queue=b&wait=30")
+        number, _ = (await made.shard.wait_command(Next, 4))[2]
+        await made.shard.reply((number, Delivered([])))
+
+        assert (204, b"", []) == await made.answered()
+
+
+async def test_a_drain_ends_the_wait(tmp_path: Path) -> None:
+    """As it does for one queue; and from then on nothing waits."""
+    async with stand(tmp_path) as made:
+        made.begin("GET /next", b"queue=a&queue=b&wait=30")
+        await made.shard.wait_command(Next, 4)
+        made.router.drain()
+
+        assert 204 == (await made.answered())[0]
+        made.shard.answer = lambda command: Delivered([]) if isinstance(command, Next) else obliging(command)
+        assert 204 == (await made.ask("GET /next", b"queue=a&queue=b&wait=30"))[0]
+        assert 0 == made.heard(Next)[-1].wait_us  # type: ignore[union-attr]
+
+
+async def test_a_queue_that_cannot_be_asked_hides_no_job_of_another(tmp_path: Path) -> None:
+    """But with no job anywhere the client is told to come again soon, and does not wait."""
+    jobs = [delivery("b")]
+
+    def answer(command: Command) -> Outcome | None:
+        if isinstance(command, Next):
+            return Refused(Reason.BUSY, "away") if command.queue == "a" else Delivered([jobs.pop()] if jobs else [])
+        return obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        assert 200 == (await made.ask("GET /next", b"queue=a&queue=b&wait=30"))[0]
+        status, problem, _ = await made.ask("GET /next", b"queue=a&queue=b&wait=30")
+        assert (429, "a", "away") == (status, problem["queue"], problem["detail"])
+
+
+async def test_a_poll_that_is_refused_ends_the_wait_of_all(tmp_path: Path) -> None:
+    """A shard that is away would otherwise keep its jobs from a client that waits elsewhere."""
+
+    def answer(command: Command) -> Outcome | None:
+        if isinstance(command, Next) and command.wait_us and command.queue == "b":
+            return Refused(Reason.FULL, "full")
+        return obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        status, problem, _ = await made.ask("GET /next", b"queue=a&queue=b&wait=30")
+
+        assert (429, "b") == (status, problem["queue"])
+        assert 1 == len(await made.shard.wait_command(Cancel))
+
+
+async def test_a_client_that_leaves_gives_back_what_was_found_so_far(tmp_path: Path) -> None:
+    """In the midst of the walk, and while all are waited for."""
+
+    def answer(command: Command) -> Outcome | None:
+        if isinstance(command, Next) and command.queue == "a" and command.count == 2:
+            return Delivered([delivery("a")])
+        return None if isinstance(command, Next) else obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        errand = made.begin("GET /next", b"queue=a&queue=b&num_jobs=2")
+        number, _ = (await made.shard.wait_command(Next, 2))[1]
+        errand.abandon()
+        await made.shard.reply((number, Delivered([delivery("b")])))
+
+        assert {"a", "b"} == {command.queue for _, command in await made.shard.wait_command(Undeliver, 2)}  # type: ignore[union-attr]
+        assert [] == made.answers
+
+
+async def test_a_cancelled_wait_ends_its_polls(tmp_path: Path) -> None:
+    """This is how Quart tells that its client has gone."""
+    async with stand(tmp_path) as made:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(made.ask, "GET /next", b"queue=a&queue=b&wait=30")
+                await made.shard.wait_command(Next, 4)
+                scope.cancel()
+        assert 2 == len(await made.shard.wait_command(Cancel, 2))
+
+
+# --- complete and next -----------------------------------------------------------------------------------------
+
+
+async def test_a_completion_and_its_next_travel_together(tmp_path: Path) -> None:
+    """One frame there, one answer back."""
+    async with stand(tmp_path, stocked(q=1)) as made:
+        before = len(made.shard.frames)
+        status, job, held = await made.ask("POST /complete-and-next", RUN)
+
+        assert (200, "q1", 1) == (status, job["id"], len(held))
+        assert [Complete("q", "j"), Next("q", 1)] == made.shard.commands
+        assert [2] == made.shard.frames[before:]
+        assert (204, None, []) == await made.ask("POST /complete-and-next", RUN)
+        assert 204 == (await made.ask("POST /complete-and-next", RUN + b"&next_queue=r&num_jobs=2"))[0]
+        assert Next("r", 2) == made.shard.commands[-1]
+
+
+async def test_a_completion_that_is_refused_takes_no_job(tmp_path: Path) -> None:
+    """What it had been given goes back, and the answer says that nothing was completed."""
+
+    def answer(command: Command) -> Outcome | None:
+        match command:
+            case Complete():
+                return Refused(Reason.NOT_FOUND, "gone")
+            case Next():
+                return Delivered([delivery("q")])
+        return obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        status, problem, held = await made.ask("POST /complete-and-next", RUN)
+
+        assert (404, "gone", False, "j", 0) == (status, problem["detail"], problem["completed"], problem["job_id"], len(held))
+        assert 1 == len(await made.shard.wait_command(Undeliver))
+
+
+async def test_a_next_that_comes_before_its_completion_waits_for_it(tmp_path: Path) -> None:
+    """Nobody is told of a job before the completion is durable."""
+    async with stand(tmp_path, lambda command: None if isinstance(command, Complete | Next) else obliging(command)) as made:
+        for outcome, status in ((Done(), 200), (Refused(Reason.BUSY, "away"), 429), (Refused(Reason.UNKNOWN, "lost"), 503)):
+            made.shard.received.clear()
+            made.answers.clear()
+            made.begin("POST /complete-and-next", RUN)
+            ((completion, _),) = await made.shard.wait_command(Complete)
+            ((number, _),) = await made.shard.wait_command(Next)
+            await made.shard.reply((number, Delivered([delivery("q")])))
+            with trio.fail_after(PATIENCE_SECONDS):
+                while made.router.statistics()[0].in_flight > 1:
+                    await trio.lowlevel.checkpoint()
+            assert [] == made.answers
+            await made.shard.reply((completion, outcome))
+            with trio.fail_after(PATIENCE_SECONDS):
+                while not made.answers:
+                    await trio.lowlevel.checkpoint()
+            assert status == made.answers[0][0]
+            if status != 200:
+                await made.shard.wait_command(Undeliver)
+                assert (status == 429) == (b'"completed":false' in made.answers[0][1])
+
+
+async def test_a_next_that_is_refused_after_its_completion_is_no_429(tmp_path: Path) -> None:
+    """The completion had its effect, and the answer says so."""
+
+    def answer(command: Command) -> Outcome | None:
+        return Refused(Reason.FULL, "full") if isinstance(command, Next) else obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        for query in (RUN, RUN + b"&next_queue=a&next_queue=b"):
+            status, problem, _ = await made.ask("POST /complete-and-next", query)
+            assert (503, True, True) == (status, problem["completed"], problem["retryable"])
+
+
+async def test_a_completion_with_several_queues_asks_them_once_it_is_done(tmp_path: Path) -> None:
+    """In order, and not at all where it is refused."""
+    async with stand(tmp_path, stocked(b=1)) as made:
+        status, job, _ = await made.ask("POST /complete-and-next", RUN + b"&next_queue=a&next_queue=b")
+
+        assert (200, "b1") == (status, job["id"])
+        assert [Complete("q", "j"), Next("a", 1), Next("b", 1)] == made.shard.commands
+        made.shard.received.clear()
+        made.shard.answer = lambda command: Refused(Reason.NOT_FOUND, "gone") if isinstance(command, Complete) else obliging(command)
+        assert 404 == (await made.ask("POST /complete-and-next", RUN + b"&next_queue=a&next_queue=b"))[0]
+        assert [Complete("q", "j")] == made.shard.commands
+
+
+async def test_a_runner_that_leaves_while_it_waits_has_completed_and_takes_no_job(tmp_path: Path) -> None:
+    """Its poll is cancelled, on one queue and on several."""
+    async with stand(tmp_path) as made:
+        for count, query in ((1, RUN + b"&wait=30"), (2, RUN + b"&wait=30&next_queue=a&next_queue=b")):
+            made.shard.received.clear()
+            errand = made.begin("POST /complete-and-next", query)
+            await made.shard.wait_command(Next, 2 * count - (count == 1))
+            with trio.fail_after(PATIENCE_SECONDS):
+                while made.router.statistics()[0].in_flight > count:
+                    await trio.lowlevel.checkpoint()
+            errand.abandon()
+            assert count == len(await made.shard.wait_command(Cancel, count))
+            assert [] == made.answers
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_travels_in_one_frame_to_each_shard_and_keeps_the_order_of_the_request(tmp_path: Path) -> None:
+    """Its answers come back into the places of their operations, whichever shard gave them."""
+    async with stand(tmp_path, shards=2) as made:
+        names = list(map(str, range(99)))
+        queues = [name for shard in (0, 1) for name in [name for name in names if made.router.link_of(name).shard == shard][:4]]
+        before = [len(shard.frames) for shard in made.shards]
+        body = msgspec.json.encode([{"id": f"{place}", "queue": queue, "timeout": 1} for place, queue in enumerate(queues * 3)])
+        for shard in made.shards:
+            shard.answer = lambda command: (
+                Refused(Reason.EXISTS, command.id) if isinstance(command, Enqueue) and int(command.id) % 5 == 0 else obliging(command)
+            )
+        status, parts, _ = await made.ask("POST /enqueue", body=body)
+
+        assert 207 == status
+        assert [409 if place % 5 == 0 else 202 for place in range(24)] == [part["status"] for part in parts]
+        assert all(part["detail"] == str(place) for place, part in enumerate(parts) if place % 5 == 0)
+        for shard, frames in zip(made.shards, before, strict=True):
+            ids = [int(command.id) for command in shard.commands if isinstance(command, Enqueue)]
+            assert sorted(ids) == ids
+            assert [len(ids)] == shard.frames[frames:]
+        assert 24 == sum(len(shard.commands) for shard in made.shards)
+
+
+async def test_a_batch_that_one_shard_does_not_take_is_done_at_the_others(tmp_path: Path) -> None:
+    """Each operation has its own answer: 429 where the link is full."""
+    async with stand(tmp_path, shards=2, link_requests_max=3) as made:
+        here, there = (next(name for name in map(str, range(99)) if made.router.link_of(name).shard == shard) for shard in (0, 1))
+        made.shards[0].answer = lambda _: None
+        made.begin("POST /enqueue", body=msgspec.json.encode([{"id": "0", "queue": here, "timeout": 1}]))
+        body = msgspec.json.encode([{"id": f"{place}", "queue": here if place else there, "timeout": 1} for place in range(4)])
+        status, parts, _ = await made.ask("POST /enqueue", body=body)
+
+        assert (207, [202, 429, 429, 429]) == (status, [part["status"] for part in parts])
+        assert "link_requests_max" in parts[1]["detail"]
+        assert 3 == made.router.statistics()[0].refused
+
+
+async def test_a_batch_larger_than_the_link_allows_passes_where_nothing_else_is_under_way(tmp_path: Path) -> None:
+    """Else it never would."""
+    async with stand(tmp_path, link_requests_max=3) as made:
+        body = msgspec.json.encode([{"id": f"{place}", "queue": "q", "timeout": 1} for place in range(9)])
+
+        assert 202 == (await made.ask("POST /enqueue", body=body))[0]
+
+
+async def test_a_batch_whose_client_leaves_gives_back_its_jobs_and_keeps_its_effects(tmp_path: Path) -> None:
+    """Whether the jobs come before or after."""
+    body = b'[{"op":"complete","queue":"q","job_id":"j"},{"op":"next","queue":"q"},{"op":"next","queue":"r"}]'
+    async with stand(tmp_path, lambda command: None if isinstance(command, Next) else obliging(command)) as made:
+        errand = made.begin("POST /batch", body=body)
+        (first, _), (second, _) = await made.shard.wait_command(Next, 2)
+        await made.shard.reply((first, Delivered([delivery("q")])))
+        errand.abandon()
+        await made.shard.reply((second, Delivered([delivery("r")])))
+
+        assert {"q", "r"} == {command.queue for _, command in await made.shard.wait_command(Undeliver, 2)}  # type: ignore[union-attr]
+        assert [Complete("q", "j")] == made.heard(Complete)
+        assert [] == made.answers
+
+
+async def test_a_link_that_is_lost_answers_every_operation_of_a_batch(tmp_path: Path) -> None:
+    """503: each may have had its effect."""
+    async with stand(tmp_path, lambda _: None) as made:
+        made.begin("POST /enqueue", body=msgspec.json.encode([{"id": f"{place}", "queue": "q", "timeout": 1} for place in range(3)]))
+        await made.shard.wait_command(Enqueue, 3)
+        await made.shard.hang_up()
+
+        status, shown, _ = await made.answered()
+        assert (207, [503] * 3) == (status, [part["status"] for part in msgspec.json.decode(shown)])
+
+
+async def test_a_batch_that_is_not_answered_in_time_is_told_so_and_its_late_jobs_go_back(tmp_path: Path) -> None:
+    """As for a single request."""
+    async with stand(tmp_path, lambda _: None, request_seconds_max=0.3) as made:
+        made.begin("POST /batch", body=b'[{"op":"next","queue":"q"},{"op":"complete","queue":"q","job_id":"j"}]')
+        ((number, _),) = await made.shard.wait_command(Next)
+
+        status, shown, _ = await made.answered()
+        assert (207, [503] * 2) == (status, [part["status"] for part in msgspec.json.decode(shown)])
+        await made.shard.reply((number, Delivered([delivery("q")])))
+        assert 1 == len(await made.shard.wait_command(Undeliver))
+
+
+async def test_an_answer_that_cannot_be_made_is_a_500_and_its_jobs_go_back(tmp_path: Path) -> None:
+    """A fault of ours costs no job a timeout."""
+    broken = msgspec.structs.replace(delivery("q"), created_at=2**62)
+
+    async with stand(tmp_path, lambda command: Delivered([broken]) if isinstance(command, Next) else obliging(command)) as made:
+        for call, query, body in (
+            ("POST /batch", b"", b'[{"op":"next","queue":"q"}]'),
+            ("POST /complete-and-next", RUN, b""),
+            ("GET /next", b"queue=q&queue=r", b""),
+        ):
+            made.shard.received.clear()
+            status, problem, held = await made.ask(call, query, body)
+            assert (500, 16, 0) == (status, len(problem["request_id"]), len(held))
+            assert 1 == len(await made.shard.wait_command(Undeliver))
