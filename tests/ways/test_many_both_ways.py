@@ -6,14 +6,15 @@ import gzip
 import http.client
 import json
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.conftest import Answer, Server, StartServer, eventually
+from tests.conftest import Answer, Server, eventually
 from tests.ways.test_both_ways import RUN_ID, Step, comparable, job
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -98,13 +99,17 @@ STEPS = [
 ]
 
 
-@pytest.fixture
-def both(start_server: StartServer, tmp_path: Path) -> tuple[Server, Server]:
-    """Return a server with the fast lane, and one without, each with a store of its own."""
-    options = ("--shards", "2", "--batch-jobs-max", "100", "--body-size-max", "64KiB")
-    lane = start_server("--store", f"sqlite:///{tmp_path / 'lane'}", *options)
-    quart = start_server("--store", f"sqlite:///{tmp_path / 'quart'}", *options, "--no-fast-lane")
-    return lane, quart
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Return a server with the fast lane, and one without. All tests here share them, each with queues of its own."""
+    options = ("--port", "0", "--shards", "2", "--batch-jobs-max", "100", "--body-size-max", "64KiB")
+    with ExitStack() as stack:
+        started: list[Server] = []
+        for more in ((), ("--no-fast-lane",)):
+            server = Server(*options, *more, cwd=tmp_path_factory.mktemp("server"), environ={})
+            stack.callback(server.stop)
+            started.append(server)
+        yield started[0], started[1]
 
 
 def test_many_operations_in_one_request_look_the_same_both_ways(both: tuple[Server, Server]) -> None:
@@ -121,13 +126,15 @@ def test_one_queue_keeps_its_order_through_arrays_lines_and_batches(both: tuple[
         numbers = [f"{number:03}" for number in range(300)]
         for start in range(0, 300, 60):
             one, two, three = (numbers[start + at : start + at + 20] for at in (0, 20, 40))
-            assert 202 == server.request("POST", "/enqueue", jobs(*one, persist_data=start % 120 == 0)).status
-            assert 202 == server.request("POST", "/enqueue", lines(*two), NDJSON).status
-            mixed: list[dict[str, Any]] = [{"op": "enqueue", "job": json.loads(job(id=each, persist_data=True))} for each in three]
-            mixed[7:7] = [{"op": "complete", "queue": "q", "job_id": "unknown"}, {"op": "next", "queue": "elsewhere"}]
+            assert 202 == server.request("POST", "/enqueue", jobs(*one, queue="order", persist_data=start % 120 == 0)).status
+            assert 202 == server.request("POST", "/enqueue", lines(*two, queue="order"), NDJSON).status
+            mixed: list[dict[str, Any]] = [
+                {"op": "enqueue", "job": json.loads(job(id=each, queue="order", persist_data=True))} for each in three
+            ]
+            mixed[7:7] = [{"op": "complete", "queue": "order", "job_id": "unknown"}, {"op": "next", "queue": "elsewhere"}]
             assert 207 == server.request("POST", "/batch", ops(*mixed)).status
         got: list[str] = []
-        while (answer := server.request("GET", "/next?queue=q&num_jobs=70")).status == 200:
+        while (answer := server.request("GET", "/next?queue=order&num_jobs=70")).status == 200:
             got += [each["id"] for each in answer.json()]
         assert numbers == got
 
@@ -153,7 +160,7 @@ def test_a_wait_on_several_queues_is_woken_by_any_and_loses_nothing(both: tuple[
     """The queues live on different shards; what comes to the others later is there for whoever asks."""
     for server in both:
         for queue in ("w1", "w2", "w3"):
-            with waiting(server, "GET /next?queue=w1&queue=w2&queue=w3&wait=20") as answer:
+            with waiting(server, "GET", "/next?queue=w1&queue=w2&queue=w3&wait=20") as answer:
                 assert 202 == server.request("POST", "/enqueue", job(id="x", queue=queue)).status
                 assert queue == answer().json()["queue"]
             assert 200 == server.request("DELETE", f"/complete?queue={queue}&job_id=x").status
@@ -162,43 +169,34 @@ def test_a_wait_on_several_queues_is_woken_by_any_and_loses_nothing(both: tuple[
             assert 1 == server.request("GET", f"/next?queue={queue}").json()["attempt"]
 
 
-@pytest.mark.parametrize(
-    "call", ["POST /batch", "GET /next?queue=g1&queue=g2&wait=20", "POST /complete-and-next?queue=g1&job_id=0&wait=20"]
-)
-def test_a_client_that_goes_away_takes_no_job_with_it(both: tuple[Server, Server], call: str) -> None:
-    """Whatever it was given returns at once, at its first attempt."""
+def test_a_runner_that_leaves_while_it_waits_has_completed_and_takes_no_job(both: tuple[Server, Server]) -> None:
+    """The job that comes later is at its first attempt for whoever asks."""
     for server in both:
-        if call == "POST /batch":  # answered at once: a large answer that the client does not read stays ours
-            payload = "x" * 60_000
-            for start in range(0, 100, 1):
-                server.request("POST", "/enqueue", job(id=f"{start:03}", queue="g1", payload=payload))
-            sock = socket.socket()
+        server.request("POST", "/enqueue", job(id="0", queue="left"))
+        server.request("GET", "/next?queue=left")
+        with waiting(server, "POST", "/complete-and-next?queue=left&job_id=0&wait=20"):
+            eventually(partial(is_gone, server, "left", "0"))
+        server.request("POST", "/enqueue", job(id="1", queue="left"))
+        assert 1 == fetched(server, "left")["attempt"]
+
+
+def test_a_client_that_leaves_in_the_midst_of_its_answer_gives_back_the_jobs_of_its_batch(both: tuple[Server, Server]) -> None:
+    """A large answer that it did not read to the end has not reached it."""
+    body = ops({"op": "next", "queue": "large", "num_jobs": 100}, {"op": "complete", "queue": "large", "job_id": "unknown"})
+    for server in both:
+        payload = "x" * 60_000
+        for number in range(100):
+            assert 202 == server.request("POST", "/enqueue", job(id=f"{number:03}", queue="large", payload=payload)).status
+        with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.settimeout(20)
             sock.connect((server.host, server.port))
-            body = ops({"op": "next", "queue": "g1", "num_jobs": 100})
             sock.sendall(b"POST /batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-            sock.recv(1)
+            assert sock.recv(1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-            sock.close()
-            eventually(
-                lambda server=server: server.request("POST", "/batch", ops({"op": "next", "queue": "g1"})).json()[0]["status"] == 200
-            )  # type: ignore[misc]
-        else:
-            server.request("POST", "/enqueue", job(id="0", queue="g1"))
-            server.request("GET", "/next?queue=g1")
-            with waiting(server, call):
-                pass
-            if call.startswith("GET"):
-                server.request("DELETE", "/complete?queue=g1&job_id=0")
-            else:
-                eventually(lambda server=server: server.request("DELETE", "/complete?queue=g1&job_id=0").status == 404)  # type: ignore[misc]
-            server.request("POST", "/enqueue", job(id="1", queue="g1"))
-            found: list[Answer] = []
-            eventually(
-                lambda server=server, found=found: not found.append(server.request("GET", "/next?queue=g1")) and found[-1].status == 200
-            )  # type: ignore[misc, func-returns-value]
-            assert 1 == found[-1].json()["attempt"]
+
+        first = fetched(server, "large")
+        assert ("000", 1) == (first["id"], first["attempt"])
 
 
 def test_a_hundred_thousand_lines_enter_in_one_request_in_order_and_in_little_memory(both: tuple[Server, Server]) -> None:
@@ -224,21 +222,36 @@ def test_a_hundred_thousand_lines_enter_in_one_request_in_order_and_in_little_me
         assert [f"{number:06}" for number in range(1000)] == [each["id"] for each in first]
 
 
-class waiting:  # noqa: N801  # used as a function is
-    """Send a request that waits, and let its body be asked for; on leaving, the client is gone."""
+@contextmanager
+def waiting(server: Server, method: str, target: str) -> Iterator[Callable[[], Answer]]:
+    """Send a request that waits, and give what reads its answer; on leaving, the client is gone."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=20)
 
-    def __init__(self, server: Server, call: str) -> None:
-        self._connection = http.client.HTTPConnection(server.host, server.port, timeout=20)
-        self._call = call
+    def answer() -> Answer:
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
 
-    def __enter__(self) -> Any:
-        self._connection.request(*self._call.split(" "))
+    try:
+        connection.request(method, target)
+        yield answer
+    finally:
+        connection.close()
 
-        def answer() -> Answer:
-            response = self._connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
 
-        return answer
+def is_gone(server: Server, queue: str, job_id: str) -> bool:
+    """Say whether a job is in its queue no more."""
+    return server.request("PATCH", f"/heartbeat?queue={queue}&job_id={job_id}").status == 404
 
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
+
+def fetched(server: Server, queue: str) -> Any:
+    """Wait until a queue has a job, and return it."""
+    found: list[Any] = []
+
+    def fetch() -> bool:
+        answer = server.request("GET", f"/next?queue={queue}")
+        if answer.status == 200:
+            found.append(answer.json())
+        return bool(found)
+
+    eventually(fetch)
+    return found[0]
