@@ -124,8 +124,14 @@ class Link:
         a `Next` asks for.
         """
         weight = weigh(command)
-        refused = self._refusal(1, weight)
-        return self._enter(command, on_reply, weight, deadline_seconds) if refused is None else refused
+        settings = self._settings
+        if (
+            self._connected
+            and len(self._pending) < settings.link_requests_max
+            and (not self._queued_bytes or self._queued_bytes + weight <= settings.link_bytes_max)
+        ):
+            return self._enter(command, on_reply, weight, deadline_seconds)
+        return self._refuse(1)
 
     def submit_all(self, commands: list[Command], on_outcomes: OnOutcomes) -> Refused | None:
         """Send commands in one frame, in order; all or, for the reason returned, none. `on_outcomes` is called once, when all are settled.
@@ -133,31 +139,32 @@ class Link:
         No `Next` among them may wait. More than link_requests_max of them pass where nothing else is under way.
         """
         count, weight = len(commands), sum(map(weigh, commands))
-        refused = self._refusal(count, weight)
-        if refused is not None:
-            return refused
+        pending, queued_bytes = len(self._pending), self._queued_bytes
+        full = (pending and pending + count > self._settings.link_requests_max) or (
+            queued_bytes and queued_bytes + weight > self._settings.link_bytes_max
+        )
+        if full or not self._connected:
+            return self._refuse(count)
         first = self._number + 1
         self._number += count
         group = Group(first, [UNSETTLED] * count, count, on_outcomes)
         deadline = trio.current_time() + self._settings.request_seconds_max
-        pending = Pending(ignore, deadline, next=False, poll=False, group=group)
-        self._pending.update(dict.fromkeys(range(first, first + count), pending))
+        shared = Pending(ignore, deadline, next=False, poll=False, group=group)
+        self._pending.update(dict.fromkeys(range(first, first + count), shared))
         self._queue.append((first, commands, weight))
         self._queued_bytes += weight
         self._writer.unpark()
         return None
 
-    def _refusal(self, count: int, weight: int) -> Refused | None:
-        """Say why so many requests of this weight cannot be taken now, if they cannot."""
+    def _refuse(self, count: int) -> Refused:
+        """Say why so many requests cannot be taken now."""
+        self._refused += count
         if not self._connected:
             reason = f"shard {self.shard} is away"
         elif self._pending and len(self._pending) + count > self._settings.link_requests_max:
             reason = f"too many requests are under way at shard {self.shard} (link_requests_max)"
-        elif self._queued_bytes and self._queued_bytes + weight > self._settings.link_bytes_max:
-            reason = f"too many bytes wait to be sent to shard {self.shard} (link_bytes_max)"
         else:
-            return None
-        self._refused += count
+            reason = f"too many bytes wait to be sent to shard {self.shard} (link_bytes_max)"
         return Refused(Reason.BUSY, reason)
 
     async def call(self, command: Command, deadline_seconds: float | None = None) -> Outcome:

@@ -11,13 +11,14 @@ Decisions:
   `job_bodies`; what several operations in one request mean, in `batches`.
 - A heartbeat's body is told from "no body" by its length alone: white space is not JSON and is refused.
 - A body where none is asked for (next, complete) is not looked at.
-- `next` takes `queue` more than once. One queue, which is the common case, costs nothing more for it.
+- A runner asks for the same again and again, so what the query of a `next` means is remembered (3 of its 22 µs in the front).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgspec
@@ -44,6 +45,8 @@ from proteus_shards.front.queries import parse_query, read_run_id
 
 DEAD_JOBS_DEFAULT = 100
 SEQ_MAX = 2**63 - 1
+KNOWN_QUERIES_MAX = 1024
+KNOWN_QUERY_BYTES_MAX = 256
 
 QueueCommand: TypeAlias = Enqueue | Next | Heartbeat | Complete | ListDead
 
@@ -54,6 +57,9 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     command: QueueCommand
     show: Callable[[Any], Answer]
 
+
+Wanted: TypeAlias = tuple[list[str], int, int, Callable[[Any], Answer]]
+"""Which jobs a next wants: the queues in order, how many, how long it waits (µs), and how they are shown."""
 
 Parse: TypeAlias = Callable[[bytes, bytes, Settings], Ask | Errand | Problem]
 
@@ -82,15 +88,22 @@ def enqueue(body: bytes, query: bytes, settings: Settings) -> Ask | Errand | Pro
 
 def next_job(_body: bytes, query: bytes, settings: Settings) -> Ask | Errand | Problem:
     """`GET /next?queue=&num_jobs=&wait=`: one job, or with num_jobs an array of up to that many. Several queues are asked in order."""
+    read = _read_next if len(query) <= KNOWN_QUERY_BYTES_MAX else _read_next.__wrapped__
+    asked = read(query, settings.num_jobs_max, settings.wait_seconds_max, settings.next_queues_max)
+    return NextOfSeveral(*asked) if isinstance(asked, tuple) else asked
+
+
+@lru_cache(KNOWN_QUERIES_MAX)
+def _read_next(query: bytes, num_jobs_max: int, wait_seconds_max: float, queues_max: int) -> Ask | Wanted | Problem:
     further: list[str] = []
     values = parse_query(query, ("queue", "num_jobs", "wait"), {"queue": further})
     if isinstance(values, Problem):
         return values
-    wanted = _wanted(values, "queue", further, settings)
-    if isinstance(wanted, Problem):
+    wanted = _wanted(values, "queue", further, num_jobs_max, wait_seconds_max, queues_max)
+    if isinstance(wanted, Problem) or further:
         return wanted
-    queues, count, wait_us, show = wanted
-    return NextOfSeveral(queues, count, wait_us, show) if further else Ask(Next(queues[0], count, wait_us), show)
+    (queue,), count, wait_us, show = wanted
+    return Ask(Next(queue, count, wait_us), show)
 
 
 def complete_and_next(_body: bytes, query: bytes, settings: Settings) -> Errand | Problem:
@@ -102,7 +115,8 @@ def complete_and_next(_body: bytes, query: bytes, settings: Settings) -> Errand 
     run = _run_of(values)
     if isinstance(run, Problem):
         return run
-    wanted = _wanted(values, "next_queue" if "next_queue" in values else "queue", further, settings)
+    field = "next_queue" if "next_queue" in values else "queue"
+    wanted = _wanted(values, field, further, settings.num_jobs_max, settings.wait_seconds_max, settings.next_queues_max)
     if isinstance(wanted, Problem):
         return wanted
     return CompleteAndNext(Complete(*run), *wanted)
@@ -224,26 +238,26 @@ def _run_of(values: dict[str, str]) -> tuple[str, str, bytes | None] | Problem:
 
 
 def _wanted(
-    values: dict[str, str], field: str, further: list[str], settings: Settings
-) -> tuple[list[str], int, int, Callable[[Outcome], Answer]] | Problem:
-    """Read which jobs a next wants: the queues in order, how many, how long it waits, and how they are shown."""
+    values: dict[str, str], field: str, further: list[str], num_jobs_max: int, wait_seconds_max: float, queues_max: int
+) -> Wanted | Problem:
+    """Read which jobs a next wants."""
     queue = _name(values, field)
     if isinstance(queue, Problem):
         return queue
     queues = [queue]
     if further:
         queues += further
-        if len(queues) > settings.next_queues_max:
-            return fault(field, f"must be given at most {settings.next_queues_max} times (next_queues_max)")
+        if len(queues) > queues_max:
+            return fault(field, f"must be given at most {queues_max} times (next_queues_max)")
         for name in further:
             if (wrong := name_fault(name)) is not None:
                 return fault(field, wrong)
         if len(set(queues)) < len(queues):
             return fault(field, "must not name a queue twice")
-    count = _integer("num_jobs", values.get("num_jobs"), 1, 1, settings.num_jobs_max)
+    count = _integer("num_jobs", values.get("num_jobs"), 1, 1, num_jobs_max)
     if isinstance(count, Problem):
         return count
-    wait_us = _wait_us(values.get("wait"), settings.wait_seconds_max)
+    wait_us = _wait_us(values.get("wait"), wait_seconds_max)
     if isinstance(wait_us, Problem):
         return wait_us
     return queues, count, wait_us, _show_jobs if "num_jobs" in values else _show_job
