@@ -1,4 +1,4 @@
-"""Many operations in one request, on real servers: the fast lane and Quart answer alike, and order, memory and lost clients are as promised."""
+"""Many operations in one request, on real servers: all ways answer alike, and order, memory and lost clients are as promised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from proteus_shards.config import Settings
 from tests.conftest import Answer, Server, eventually
-from tests.ways.test_both_ways import RUN_ID, Step, comparable, job
+from tests.front.sites import trusting, with_tls
+from tests.ways.test_ways import RUN_ID, Step, Way, comparable, job
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 WIDE = "\N{GRINNING FACE} \u00e9"
@@ -100,24 +102,33 @@ STEPS = [
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
-    """Return a server with the fast lane, and one without. All tests here share them, each with queues of its own."""
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
+    """Return a server with the fast lane, one without, and one behind TLS. All tests here share them, each with queues of its own."""
+    folder = tmp_path_factory.mktemp("tls")
+    settings = with_tls(Settings(), folder)
     options = ("--port", "0", "--shards", "2", "--batch-jobs-max", "100", "--body-size-max", "64KiB")
     with ExitStack() as stack:
-        started: list[Server] = []
-        for more in ((), ("--no-fast-lane",)):
+        found: list[Way] = []
+        for more, trusted in (((), None), (("--no-fast-lane",), None), (("--tls-cert", settings.tls_cert), trusting(folder))):
             server = Server(*options, *more, cwd=tmp_path_factory.mktemp("server"), environ={})
             stack.callback(server.stop)
-            started.append(server)
-        yield started[0], started[1]
+            found.append(Way(server, trusted))
+            stack.callback(found[-1].close)
+        yield found
 
 
-def test_many_operations_in_one_request_look_the_same_both_ways(both: tuple[Server, Server]) -> None:
+@pytest.fixture
+def both(ways: list[Way]) -> tuple[Server, Server]:
+    """Return the servers that speak plain text."""
+    return ways[0].server, ways[1].server
+
+
+def test_many_operations_in_one_request_look_the_same_every_way(ways: list[Way]) -> None:
     """Step by step: statuses, fields and bodies."""
     for step in STEPS:
-        lane, quart = (comparable(server.request(step.method, step.path, step.body, step.headers)) for server in both)
-        assert quart == lane, step
-        assert lane[0] < 500, step
+        answers = [comparable(way.ask(step)) for way in ways]
+        assert answers[1:] == answers[:1] * (len(ways) - 1), step
+        assert answers[0][0] < 500, step
 
 
 def test_one_queue_keeps_its_order_through_arrays_lines_and_batches(both: tuple[Server, Server]) -> None:
