@@ -16,10 +16,10 @@ import msgspec
 
 from bench import bars, machine, plots, report, wrk
 from bench.engine import LoadError
-from bench.plan import SCENARIOS, Cell, absent, cells, estimate_seconds
+from bench.plan import SCENARIOS, Cell, absent, cells, estimate_seconds, measure
 from bench.results import Results, summaries
 from bench.run import Options, Run, opened_run
-from bench.subjects import STORES
+from bench.subjects import PEERS, STORES
 from bench.targets import ROOT
 
 FILES_WANTED = 8192  # descriptors: each waiter of `wake` is one here and one in the server
@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a short run that shows that all works; its numbers mean little")
     add("--only", metavar="SCENARIO[,…]", type=_names(SCENARIOS), default=(), help=f"of {', '.join(SCENARIOS)}")
     add("--stores", metavar="STORE[,…]", type=_names(STORES), help=f"of {', '.join(STORES)} [default: all]")
+    add("--peers", metavar="PEER[,…]", type=_peers, help=f"none, or of {', '.join(PEERS)} [default: all]")
     add("--shards", metavar="N[,…]", type=_counts, help="numbers of shards [default: 1,2,4]; scenarios other than rates use the first")
+    add("--fronts", metavar="N[,…]", type=_counts, help="numbers of front processes [default: 1]; scenarios other than rates use the first")
     add("--seconds", metavar="S", type=_seconds, help=f"length of a sample [default: {plain.seconds:g}]")
     add("--repeat", metavar="N", type=_count, help=f"rounds, of which the medians are taken [default: {plain.repeat}]")
     add("--connections", metavar="N", type=_count, help=f"connections of a rate [default: {plain.connections}]")
@@ -103,12 +105,11 @@ def _rounds(run: Run, planned: Sequence[Cell], results: Results) -> None:
             told = f"round {turn + 1}/{run.options.repeat} {cell.scenario} {cell.subject.name}"
             try:
                 with run.opened(cell.subject) as target:
-                    taken = scenario.measure(run, cell.subject, target)
+                    samples = measure(cell, run, target)
             except (LoadError, OSError, RuntimeError) as error:
                 results.fail(cell, str(error))
                 print(f"{told}: FAILED: {error}", file=sys.stderr, flush=True)
                 continue
-            samples = taken if isinstance(taken, list) else [taken]
             results.add(cell, samples)
             values = ", ".join(report.number(sample.value) for sample in samples)
             print(f"{told}: {values} {scenario.unit} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
@@ -120,6 +121,7 @@ def _tell(results: Results, found: machine.Machine, options: Options, out: Path)
         report.results_table(results),
         report.NOTES,
         report.latency_table(results),
+        report.cost_table(results),
         report.model_table(results, found.cores),
         report.bars_table(verdicts),
     ]
@@ -148,6 +150,10 @@ def _names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return read
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    return () if text == "none" else _names(PEERS)(text)
 
 
 def _count(text: str) -> int:

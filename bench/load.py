@@ -129,7 +129,23 @@ class Beanstalk(msgspec.Struct, frozen=True, tag="beanstalk"):
     pipeline: int = 1
 
 
-Work = Fill | Take | Enqueue | Next | Life | Batch | EnqueueArrays | CompleteArrays | Loop | Paced | Wake | Beanstalk
+class Library(msgspec.Struct, frozen=True, tag="library"):
+    """Use a peer that is a library on the database at `url`: "enqueue", "batch-enqueue" with `size` jobs a call, or "life".
+
+    A life is enqueueing for half of the time, and then working off all jobs, however long that takes. The same goes on for `warm_seconds` before.
+    """
+
+    library: str
+    verb: str
+    url: str
+    queues: list[str]
+    payload_bytes: int
+    seconds: float
+    warm_seconds: float
+    size: int
+
+
+Work = Fill | Take | Enqueue | Next | Life | Batch | EnqueueArrays | CompleteArrays | Loop | Paced | Wake | Beanstalk | Library
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from bench import scenarios, waits, weights
+from bench import costs, libraries, scenarios, waits, weights
 from bench.run import FILL_SHARE, Options, Run, Sample
-from bench.subjects import PEERS, STORES, Subject, ours, peer
+from bench.subjects import PEERS, STORES, Peer, Subject, ours, peer
 from bench.targets import Target
 
 FILL_PER_SECOND = 20_000  # jobs, for the estimate of a run's length only
@@ -29,7 +29,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 1  # for each unit that is counted
     less: bool = False  # less is better
     stores: tuple[str, ...] = ()  # () is all
-    all_shards: bool = False  # at each number of shards, and not at the first alone
+    all_shards: bool = False  # at each number of shards and of fronts, and not at the first alone
     quart: bool = False  # without the fast lane too
     repeats_itself: bool = False
     windows: float = 1.0  # how many times --seconds a sample takes
@@ -48,6 +48,10 @@ SCENARIOS: dict[str, Scenario] = {
             "memory/1/quart": (1_000, 1_400),
             "sqlite-full/1": (17_000, 34_000),
             "sqlite-normal/1": (20_000, 36_000),
+            "postgres/1": (12_000, 24_000),
+            "redis/1": (16_000, 30_000),
+            "procrastinate": (1_000, 2_500),
+            "rq": (1_500, 3_000),
             "uvicorn": (40_000, 50_000),
             "beanstalkd": (60_000, 100_000),
             "beanstalkd-50ms": (50_000, 81_000),
@@ -68,7 +72,13 @@ SCENARIOS: dict[str, Scenario] = {
         requests=4,
         all_shards=True,
         quart=True,
-        predicted={"memory/1": (9_000, 12_000), "sqlite-full/1": (5_000, 8_000), "sqlite-normal/1": (5_500, 8_500)},
+        predicted={
+            "memory/1": (9_000, 12_000),
+            "sqlite-full/1": (5_000, 8_000),
+            "sqlite-normal/1": (5_500, 8_500),
+            "postgres/1": (3_000, 6_000),
+            "redis/1": (4_000, 7_500),
+        },
     ),
     "life-checked": Scenario(measure=scenarios.life_checked, unit="jobs/s", requests=4, predicted={"memory/1": (5_000, 8_000)}),
     "batch": Scenario(
@@ -133,11 +143,19 @@ SCENARIOS: dict[str, Scenario] = {
         measure=weights.recovery,
         unit="s/million",
         less=True,
-        stores=("sqlite-full",),
+        stores=("sqlite-full", "postgres", "redis"),
         repeats_itself=True,
         windows=0,
         fills=lambda options: options.backlog,
-        predicted={"sqlite-full/1": (4, 8)},
+        predicted={"sqlite-full/1": (4, 8), "postgres/1": (5, 10), "redis/1": (4, 9)},
+    ),
+    "cost": Scenario(
+        measure=costs.cost,
+        unit="units/job",
+        requests=4,
+        less=True,
+        stores=("dynamodb",),
+        predicted={"dynamodb/1": (6, 6.5)},
     ),
 }
 
@@ -158,19 +176,35 @@ def cells(options: Options, only: Sequence[str] = ()) -> list[Cell]:
         for store in options.stores or tuple(STORES):
             if (scenario.stores and store not in scenario.stores) or STORES[store].missing():
                 continue
+            allowed = STORES[store].scenarios
+            if allowed and name not in allowed:
+                continue
             shards = options.shards if scenario.all_shards else options.shards[:1]
-            found += [Cell(name, ours(store, count)) for count in shards]
+            fronts = options.fronts if scenario.all_shards else options.fronts[:1]
+            found += [Cell(name, ours(store, count, fronts=each)) for each in fronts for count in shards]
             if scenario.quart:
                 found.append(Cell(name, ours(store, options.shards[0], fast_lane=False)))
-        found += [Cell(name, peer(each)) for each, entry in PEERS.items() if name in entry.scenarios and not entry.missing()]
+        found += [Cell(name, peer(each)) for each, entry in _peers(options).items() if name in entry.scenarios and not entry.missing()]
     return found
+
+
+def measure(cell: Cell, run: Run, target: Target) -> list[Sample]:
+    """Measure a cell on its subject, started and empty."""
+    if cell.subject.protocol == "library":
+        return [libraries.measure(cell.scenario, run, cell.subject, target)]
+    taken = SCENARIOS[cell.scenario].measure(run, cell.subject, target)
+    return taken if isinstance(taken, list) else [taken]
 
 
 def absent(options: Options) -> dict[str, str]:
     """Return which stores and peers cannot be measured, and why."""
     entries: dict[str, Callable[[], str]] = {name: STORES[name].missing for name in options.stores or tuple(STORES)}
-    entries |= {name: entry.missing for name, entry in PEERS.items()}
+    entries |= {name: entry.missing for name, entry in _peers(options).items()}
     return {name: reason for name, missing in entries.items() if (reason := missing())}
+
+
+def _peers(options: Options) -> dict[str, Peer]:
+    return {name: entry for name, entry in PEERS.items() if options.peers is None or name in options.peers}
 
 
 def estimate_seconds(options: Options, planned: Sequence[Cell]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.bars import Verdict
+from bench.costs import DOLLARS_PER_MILLION_UNITS, STEPS
 from bench.cpu import GENERATOR, scaled
 from bench.machine import Machine
 from bench.plan import SCENARIOS
@@ -111,6 +112,34 @@ def latency_table(results: Results) -> str:
                 shown = [number(figures[f"{name}_p50_ms"]), "", number(figures[f"{name}_p99_ms"]), ""]
                 rows.append((f"wake-up since the enqueue was {text}", found.subject, "", "", *shown, ""))
     return table(head, rows, left=2) if rows else ""
+
+
+def cost_table(results: Results) -> str:
+    """Return what a job costs where requests are paid for."""
+    head = (
+        "cost of a life",
+        "subject",
+        "requests/job",
+        "writes/commit",
+        "units/job",
+        *(f"of {step}" for step in STEPS.values()),
+        "units by the double",
+        "$ a million jobs",
+    )
+    rows: list[tuple[str, ...]] = []
+    for found in results.measured():
+        if found.scenario != "cost":
+            continue
+        figures = found.middles("figures")
+        names = ("requests_per_job", "writes_per_commit", "units_per_job", *(f"{step}_units" for step in STEPS.values()))
+        answered = number(figures["units_answered_per_job"]) if figures["units_answered_per_job"] else "none"
+        rows.append(
+            ("write units", found.subject, *(number(figures[name]) for name in names), answered, number(figures["dollars_per_million"]))
+        )
+    if not rows:
+        return ""
+    price = f"A unit at ${DOLLARS_PER_MILLION_UNITS} a million: on-demand, standard class, us-east-1. Storage, backups and traffic are not in it."
+    return f"{table(head, rows, left=2)}\n{price}"
 
 
 def model_table(results: Results, cores_here: int) -> str:

@@ -36,8 +36,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     repeat: int = 5
     connections: int = 64
     processes: int = 1  # of the own generator, where the work can be split
-    stores: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()  # () is all
+    peers: tuple[str, ...] | None = None  # None is all
     shards: tuple[int, ...] = (1, 2, 4)
+    fronts: tuple[int, ...] = (1,)
     backlog: int = 1_000_000
     batch_jobs: int = 400_000
     waiters: int = 2000
@@ -205,20 +207,25 @@ class Run:
         done = act(meter)
         spent = meter.spent()
         target.roles()  # raises where the server has ended
-        if not done.requests or not done.seconds:
-            raise LoadError(f"nothing was answered; {done.first_error}")
-        cpu_us = {role: 1e6 * sum(each) / done.requests for role, each in spent.items()}
-        busy = {role: max(each) / done.seconds for role, each in spent.items()}
-        return Sample(
-            value=done.jobs / done.seconds,
-            requests=done.requests,
-            seconds=done.seconds,
-            generator=done.generator,
-            errors=done.errors,
-            first_error=done.first_error,
-            cpu_us=cpu_us | {GENERATOR: 1e6 * done.cpu_seconds / done.requests},
-            busy=busy | {GENERATOR: done.cpu_seconds / done.seconds / done.processes},
-        )
+        return sample_of(done, spent)
+
+
+def sample_of(done: Done, spent: dict[str, list[float]]) -> Sample:
+    """Return the sample of a piece of load, with the CPU seconds that each process of the server spent on it. Raises `LoadError` for none."""
+    if not done.requests or not done.seconds:
+        raise LoadError(f"nothing was answered; {done.first_error}")
+    cpu_us = {role: 1e6 * sum(each) / done.requests for role, each in spent.items()}
+    busy = {role: max(each) / done.seconds for role, each in spent.items()}
+    return Sample(
+        value=done.jobs / done.seconds,
+        requests=done.requests,
+        seconds=done.seconds,
+        generator=done.generator,
+        errors=done.errors,
+        first_error=done.first_error,
+        cpu_us=cpu_us | {GENERATOR: 1e6 * done.cpu_seconds / done.requests},
+        busy=busy | {GENERATOR: done.cpu_seconds / done.seconds / done.processes},
+    )
 
 
 def done_of(loaded: Loaded) -> Done:

