@@ -98,7 +98,7 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
         yield f"{history.drains} complete drains, of {terms.drains_min}"
     if len(history.audits) < terms.audits_min:
         yield f"{len(history.audits)} audits of the store, of {terms.audits_min}"
-    oks = dict.fromkeys(evidence.queues, 0)
+    oks = dict.fromkeys((op.queue for op in history.ops), 0)
     for op in history.ops:
         if op.type == "ok":
             oks[op.queue] += 1

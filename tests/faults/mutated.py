@@ -125,11 +125,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
             "if queue is None or job is None or job.status not in _COMPLETE:\n",
         ),
     ),
-    "state forgotten": (
-        Change(
-            CORE, "            job.state = state or None\n", "            job.state = state or None if job.attempt < 2 else job.state\n"
-        ),
-    ),
+    "state forgotten": (Change(CORE, "            job.state = state or None\n", "            pass\n"),),
     "timeouts never come": (
         Change(CORE, "            if job.delivering or (self.away and job.persist):\n", "            if hash(job.id) % 2:\n"),
     ),

@@ -67,7 +67,7 @@ def attempts(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
             continue
         finding.checked += 1
         runs, most = generation.runs, generation.op.max_retries
-        if 0 <= most < len(runs):
+        if 0 <= most < len(runs) - 1:
             yield Broken(f"{len(runs)} deliveries with max_retries={most}", place_of(generation))
         for first, second in pairwise(runs):
             if first.given.attempt == second.given.attempt:
@@ -101,7 +101,7 @@ def early_or_late(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
 
 def _beats_between(generation: Generation, first: Run, second: Run) -> list[Op]:
     """Return the heartbeats that were surely meant for the first of two consecutive runs."""
-    named = [beat for beat in generation.beats if beat.run_id == first.given.run_id]
+    named = [beat for beat in generation.beats if beat.run_id == first.given.run_id and beat.s < second.s]
     if second.given.attempt != first.given.attempt + 1:
         return named
     return named + [beat for beat in generation.name.beats if first.e < beat.s and beat.told < second.s]

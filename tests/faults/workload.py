@@ -17,8 +17,9 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from proteus_shards.core.placement import SLOTS, slot_of
 from tests.faults.client import Client
-from tests.faults.history import NO_STATE, SECOND, Given, Line, Recorder
+from tests.faults.history import NO_STATE, Given, Line, Recorder
 
 REFUSED_SECONDS = 0.03  # pause after a refusal
 DRAIN_SECONDS_MAX = 60.0
@@ -33,7 +34,7 @@ class Shape(msgspec.Struct, frozen=True):
     memory_queues: int = 2
     producers: int = 1
     runners: int = 2
-    jobs_per_second: float = 300.0  # that all producers together try for
+    jobs_per_second: float = 450.0  # that all producers together try for
     backlog_max: int = 200
     timeouts: tuple[int, ...] = (1,)
     max_retries: tuple[int, ...] = (200,)
@@ -43,11 +44,25 @@ class Shape(msgspec.Struct, frozen=True):
     silent_share: float = 0.03
     late_share: float = 0.03
     beat_share: float = 0.25
+    runner_pause_seconds: float = 0.0  # after each answer that brought jobs
     request_seconds_max: float = 10.0
 
     def queues(self) -> list[str]:
         """Return the names of all queues, the mixed ones first."""
-        return [f"mixed {place}" for place in range(self.mixed_queues)] + [f"memory {place}" for place in range(self.memory_queues)]
+        return spread("mixed", self.mixed_queues) + spread("memory", self.memory_queues)
+
+
+def spread(kind: str, count: int) -> list[str]:
+    """Return queue names that lie in all quarters of the slots by turns, so that any few shards share them."""
+    quarters = [(0, 2, 1, 3)[place % 4] for place in range(count)]
+    names: list[str] = []
+    number = 0
+    while len(names) < count:
+        name = f"{kind} {number}"
+        if slot_of(name) * 4 // SLOTS == quarters[len(names)]:
+            names.append(name)
+        number += 1
+    return names
 
 
 FEW_RETRIES = Shape(max_retries=(0, 1, 2), silent_share=0.1)
@@ -153,6 +168,8 @@ class Load:
             over = await client.next(queue, chance.choice((0.0, 0.2, 0.5)), chance.choice((0, 0, 0, 3)))
             for given in over.jobs:
                 await self._work(client, given)
+            if over.jobs:
+                await asyncio.sleep(self.shape.runner_pause_seconds)
             if over.type != "ok":
                 await asyncio.sleep(REFUSED_SECONDS)
             elif not over.jobs:
@@ -172,6 +189,8 @@ class Load:
         if chance.random() < shape.beat_share:
             for _ in range(chance.randrange(1, 3)):
                 await self._beat(client, given)
+            if chance.random() < 4 * shape.silent_share:
+                return
         over = await client.complete(given, named=chance.random() < 0.7)
         if over.type != "ok" and over.http_status != 404 and chance.random() < 0.5:
             await client.complete(given, named=True)
@@ -242,12 +261,3 @@ class Load:
                 self._waiting[queue] = 0  # whatever was lost with a shard's memory
         elif over.http_status not in {0, 404, 409, 429, 500, 503} or over.http_status == 500:
             self.trouble.append(f"{asked.f} {asked.queue} {asked.id}: {over.http_status}")
-
-    def persisted(self, queue: str) -> bool:
-        """Say whether a queue holds jobs that the store keeps."""
-        return queue.startswith("mixed")
-
-
-def span(start: int, stop: int) -> float:
-    """Return the seconds between two times of a history."""
-    return (stop - start) / SECOND
