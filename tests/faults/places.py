@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from tests.faults.proxy import Proxy
+from tests.servers import redis
+from tests.servers.postgres import PostgresServer
 from tests.servers.server import StoreServer
+from tests.servers.strict_dynamodb import StrictServer
 
 KINDS = ("memory", "sqlite", "postgres", "redis", "dynamodb")
 STORE_SECONDS = {"timeout": "1.5", "connect_timeout": "1"}  # a store that hangs is away after this
 SQLITE_TMPFS_BYTES = 24 * 1024 * 1024
 POSTGRES_TMPFS_BYTES = 320 * 1024 * 1024
+THROTTLED_CALLS = 1_000_000
 PIECE_BYTES = 64 * 1024
 
 
@@ -72,13 +73,11 @@ def _sqlite(folder: Path, stack: ExitStack) -> Place:
 
 
 def _postgres(folder: Path, stack: ExitStack) -> Place:
-    from tests.servers.postgres import PostgresServer
-
     notes = []
     try:
         with tmpfs(folder, PIECE_BYTES):
             pass
-        server: Any = PostgresServer(tmpfs_bytes=POSTGRES_TMPFS_BYTES)
+        server = PostgresServer(tmpfs_bytes=POSTGRES_TMPFS_BYTES)
     except NotHere as reason:
         notes.append(f"full: {reason}")
         server = PostgresServer()
@@ -92,37 +91,33 @@ def _postgres(folder: Path, stack: ExitStack) -> Place:
 
 
 def _redis(folder: Path, stack: ExitStack) -> Place:
-    from tests.servers.redis import RedisServer  # type: ignore[import-not-found, unused-ignore]
-
-    server: Any = RedisServer(folder / "redis")
-    server.start()
-    stack.callback(server.stop)
+    binary = next(iter(redis.binaries().values()), None)
+    if binary is None:
+        raise NotHere("no Redis server is installed")
+    server = stack.enter_context(redis.running(binary, folder / "redis"))
     place = _behind_proxy("redis", server, stack, **STORE_SECONDS)
-    place.full = (lambda: redis_say(server.port, b"CONFIG SET maxmemory 1"), lambda: redis_say(server.port, b"CONFIG SET maxmemory 0"))
+
+    def limit(memory: str) -> None:
+        answer = server.ask("CONFIG", "SET", "maxmemory", memory)
+        assert answer.startswith(b"+OK"), answer
+
+    place.full = (lambda: limit("1"), lambda: limit("0"))
     return place
 
 
 def _dynamodb(folder: Path, stack: ExitStack) -> Place:
-    raise NotHere("no server of DynamoDB that keeps its data")
+    server = StrictServer(folder / "dynamodb")
+    stack.callback(server.stop)
+    server.start()
+    place = _behind_proxy("dynamodb", server, stack, **STORE_SECONDS)
+    place.full = (lambda: server.fault("*", "throttle", THROTTLED_CALLS), server.release)
+    return place
 
 
 def _behind_proxy(kind: str, server: StoreServer, stack: ExitStack, **options: str) -> Place:
     proxy = Proxy(server.port)
     stack.callback(proxy.close)
     return Place(kind, server.url_by_way_of(proxy.port, "faults", **options), server.url("faults"), server, proxy)
-
-
-def is_installed(kind: str) -> bool:
-    """Say whether the server of a store can be started by these tests."""
-    return kind in {"memory", "sqlite"} or find_spec(f"tests.servers.{kind}") is not None
-
-
-def redis_say(port: int, command: bytes) -> None:
-    """Give a Redis server a command, past everything."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(command + b"\r\n")
-        answer = connection.recv(4096)
-    assert answer.startswith(b"+OK"), answer
 
 
 @contextmanager

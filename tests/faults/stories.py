@@ -99,7 +99,7 @@ class Story:
             QUEUE,
             "",
             "",
-            False,  # noqa: FBT003
+            False,
             0,
             0,
             "",
