@@ -20,11 +20,16 @@ by a subquery that cannot be merged into the rest, and the rows are then written
 megabytes never fill the memory, and small ones are not fetched one by one. Where some row cannot be read, the rest is read by key, and what
 is damaged is named.
 
+Measured on 2 cores with the server on the same machine, an fsync of 0.15 ms, jobs of 110 bytes, rows per second in batches of 1, 64, 100, 500 and 1,000:
+2,400, 76,000, 94,000, 132,000 and 132,000 inserted, 2,600, 68,000, 79,000, 116,000 and 104,000 changed, 2,600, 122,000, 159,000, 234,000 and
+280,000 deleted. Of that this process takes 100 µs of its own a commit, and then 3.5 µs a row inserted, 2 a row changed, 0.5 a row deleted; the
+rest is the server's. A load reads 290,000 rows a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -40,6 +45,8 @@ from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_
 from proteus_shards.store.postgres_rows import arguments_of, rows_of
 from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
 from proteus_shards.store.postgres_url import PostgresUrl
+
+log = logging.getLogger("proteus_shards.store")
 
 SCHEMA_VERSION = 1
 LOAD_ROWS = 5000  # in a chunk
@@ -232,7 +239,10 @@ class PostgresStore:
             except asyncpg.PostgresError as error:
                 if error.sqlstate != LOCKED or attempt == TAKE_ATTEMPTS - 1:
                     raise
-                await connection.fetch(query("end_holder"), self._lease)
+                ended = await connection.fetch(query("end_holder"), self._lease)
+                log.warning(
+                    "lease is held by a session that does not end by itself", extra={"lease": self._lease, "sessions_ended": len(ended)}
+                )
             else:
                 return epoch
         raise AssertionError

@@ -102,6 +102,8 @@ def fault_of(error: BaseException, doing: Doing) -> StoreError:
         return _answered(error, doing)
     if isinstance(error, TimeoutError):
         return _unknown_if(doing, "the server did not answer in time")
+    if type(error) is ConnectionError:  # the one that the driver itself raises
+        return _unknown_if(doing, "the server does not speak TLS, or not just now: sslmode asks for it")
     if isinstance(error, OSError):
         return _unknown_if(doing, f"the connection failed ({error.strerror or type(error).__name__})")
     if isinstance(error, asyncpg.InterfaceError):  # most often: used while it was being closed

@@ -146,7 +146,7 @@ def _host(part: str) -> tuple[str, str]:
     if not name:
         raise SettingError("store: the URL names no host; write postgres://…@HOST/…, or ?host=/FOLDER for a Unix socket")
     if colon and not port:
-        raise SettingError("store: a colon behind a host must be followed by a port; a : in a password must be written %3A")
+        raise SettingError("store: a colon behind a host must be followed by a port")
     return name, port
 
 
@@ -154,7 +154,7 @@ def _port(text: str) -> int:
     if not text:
         return PORT
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        raise SettingError("store: a port must be a number from 1 to 65535; a : or @ in a password must be written %3A or %40")
+        raise SettingError("store: a port must be a number from 1 to 65535; in a password, / and @ must be written %2F and %40")
     return int(text)
 
 

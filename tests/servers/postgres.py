@@ -90,6 +90,11 @@ class PostgresServer:
         """Return the same through another port."""
         return f"postgres://{USER}@127.0.0.1:{port}/postgres?{urlencode({'schema': name, 'sslmode': 'disable'} | options)}"
 
+    @property
+    def sockets(self) -> Path:
+        """The folder of its Unix socket."""
+        return self._base
+
     def log(self) -> str:
         """Return what the server has logged."""
         return self.log_path.read_text(errors="replace")
