@@ -44,6 +44,7 @@ from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_of, is_damage
 from proteus_shards.store.postgres_rows import arguments_of, rows_of
 from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
+from proteus_shards.store.postgres_upkeep import Upkeep
 from proteus_shards.store.postgres_url import PostgresUrl
 
 log = logging.getLogger("proteus_shards.store")
@@ -80,6 +81,7 @@ class PostgresStore:
         self._connection: Any = None
         self._warned = False
         self._closed = False
+        self._upkeep = Upkeep(url)
 
     async def open(self) -> int:
         """Connect, check what is there, and take the rows over."""
@@ -127,6 +129,7 @@ class PostgresStore:
             ours = await connection.fetchval(query("commit"), self._lease, self._epoch, self._owner, *arguments_of(batch))
         if not ours:
             raise StoreFenced(f"postgres: another owner has taken these rows over from epoch {self._epoch}")
+        self._upkeep.count(len(batch.deletes) + len(batch.marks))
         if self._warned:  # the one warning that a commit can bring: it stopped waiting for the standby
             raise StoreUnknown("postgres: the commit is on the primary, but perhaps on no standby")
 
@@ -163,6 +166,7 @@ class PostgresStore:
     async def close(self) -> None:
         """Disconnect."""
         self._closed = True
+        await self._upkeep.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             await disconnect(connection)

@@ -36,6 +36,10 @@ class Doing(Enum):
     COMMITTING = auto()
 
 
+class StandbyMet(StoreRefused):
+    """The server is a standby. Its primary may be another host, or it may be promoted."""
+
+
 DISAGREEMENT = "22012"  # division by zero: how the statement `commit` says that a row was not there
 LOCKED = "55P03"
 _DAMAGE = {"XX001", "XX002", "22021"}  # a page, an index, a text
@@ -87,7 +91,7 @@ def fault_of(error: BaseException, doing: Doing) -> StoreError:
     if isinstance(error, StoreError):
         return error
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return StoreRefused("postgres: no host of the URL is a primary at present")
+        return StandbyMet("postgres: no host of the URL is a primary at present")
     if isinstance(error, asyncpg.InternalClientError | asyncpg.UnsupportedClientFeatureError):
         return StoreFailed("postgres: the driver met a fault of its own")
     if isinstance(error, asyncpg.ClientConfigurationError | ssl.SSLCertVerificationError):

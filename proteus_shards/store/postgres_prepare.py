@@ -9,6 +9,7 @@ leases get an epoch above every one there was, and lose their owner: a process o
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,7 +25,7 @@ from proteus_shards.store.postgres_url import PostgresUrl
 
 async def prepare(url: PostgresUrl, shards: int) -> str | None:
     """Make a schema ready for so many shards. Returns what changed, in one line, where it was ready for another number before."""
-    async with session(url, Doing.OPENING) as connection:
+    async with session(url, Doing.OPENING) as connection, asyncio.timeout(TAKE_ATTEMPTS * url.timeout_seconds):
         facts = await look(connection)
         check_facts(facts)
         for attempt in range(TAKE_ATTEMPTS):
@@ -42,7 +43,7 @@ async def prepare(url: PostgresUrl, shards: int) -> str | None:
 
 async def prepared_shards(url: PostgresUrl) -> int | None:
     """Return for how many shards a schema was made ready, or None. Writes nothing."""
-    async with session(url, Doing.OPENING) as connection:
+    async with session(url, Doing.OPENING) as connection, asyncio.timeout(url.timeout_seconds):
         if not await connection.fetchval(query("has_layout")):
             return None
         layout = await connection.fetchrow(query("layout"))

@@ -11,6 +11,8 @@ SELECT
     set_config('lock_timeout', $4, false),
     set_config('idle_in_transaction_session_timeout', $5, false),
     set_config('tcp_user_timeout', $6, false),
+    set_config('tcp_keepalives_idle', '60', false),
+    set_config('tcp_keepalives_interval', '10', false),
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('default_transaction_read_only', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
@@ -164,7 +166,7 @@ SELECT
 ROLLBACK;
 
 -- begin_trial --
-INSERT INTO lease (name, epoch, owner, taken_at) VALUES ($1, 0, $2, clock_timestamp());
+INSERT INTO lease (name, epoch, owner, taken_at) VALUES ($1, 0, $2, clock_timestamp()) ON CONFLICT DO NOTHING;
 
 -- remove_old_trials --
 -- What a trial left that could not end: its rows begin at the number that its name has.
@@ -257,3 +259,10 @@ WHERE name LIKE 'shard-%';
 
 -- clock --
 SELECT clock_timestamp();
+
+-- patience_of_upkeep --
+SELECT set_config('statement_timeout', '0', false);
+
+-- sweep --
+-- Leaves the end of the table as long as it is: to shorten it takes a lock that commits would wait for.
+VACUUM (SKIP_LOCKED, TRUNCATE FALSE) job;

@@ -33,7 +33,7 @@ import msgspec
 
 from proteus_shards.errors import StoreError, StoreFailed, StoreRefused
 from proteus_shards.store.contract import Durability
-from proteus_shards.store.postgres_errors import Doing, cause_of, fault_of
+from proteus_shards.store.postgres_errors import Doing, StandbyMet, cause_of, fault_of
 from proteus_shards.store.postgres_url import PostgresUrl
 
 VERSION_MIN = 13
@@ -89,19 +89,29 @@ def query(name: str) -> str:
 async def connect(url: PostgresUrl, doing: Doing) -> Any:
     """Return a session that is set up, with a primary. Raises `StoreRefused` while there is none, and `StoreError` where no retry helps."""
     _check_files(url)
-    connection: Any = None
-    try:
-        async with asyncio.timeout(url.connect_timeout_seconds * len(url.hosts) + 0.5):
-            connection = await asyncpg.connect(**_arguments(url))
-        async with asyncio.timeout(url.timeout_seconds):
-            await connection.fetchrow(query("configure"), *_settings(url))
-    except BaseException as error:
-        if connection is not None:
-            connection.terminate()
-        if isinstance(error, Exception):
-            raise fault_of(error, doing) from cause_of(error)
-        raise
-    return connection
+    faults: list[StoreError] = []
+    for host in url.hosts:  # one by one, so that a host that does not answer takes no time from the next
+        connection: Any = None
+        try:
+            async with asyncio.timeout(url.connect_timeout_seconds):
+                connection = await asyncpg.connect(**_arguments(url, *host))
+            async with asyncio.timeout(url.timeout_seconds):
+                await connection.fetchrow(query("configure"), *_settings(url))
+        except Exception as error:  # noqa: BLE001  # what is none of a store's is raised on
+            _drop(connection)
+            faults.append(fault_of(error, doing))
+        except BaseException:
+            _drop(connection)
+            raise
+        else:
+            return connection
+    # what no retry helps is worth more than a host that is away, and that more than a standby
+    raise min(faults, key=lambda fault: (isinstance(fault, StoreRefused), isinstance(fault, StandbyMet)))
+
+
+def _drop(connection: Any) -> None:
+    if connection is not None:
+        connection.terminate()
 
 
 async def look(connection: Any) -> Facts:
@@ -159,12 +169,12 @@ def layout_fault(version: int, known: int) -> StoreError | None:
     return None
 
 
-def _arguments(url: PostgresUrl) -> dict[str, Any]:
+def _arguments(url: PostgresUrl, host: str, port: int) -> dict[str, Any]:
     user = url.user or getpass.getuser()
     return {
         "dsn": f"postgres:///?{urlencode(url.tls)}",
-        "host": [host for host, _ in url.hosts],
-        "port": [port for _, port in url.hosts],
+        "host": host,
+        "port": port,
         "user": user,
         "password": url.password,
         "database": url.database or user,
@@ -172,7 +182,6 @@ def _arguments(url: PostgresUrl) -> dict[str, Any]:
         "target_session_attrs": url.target_session_attrs,
         "krbsrvname": url.krbsrvname,
         "gsslib": url.gsslib,
-        "timeout": url.connect_timeout_seconds,
         "max_cached_statement_lifetime": 0,
         "server_settings": {"application_name": url.application_name},
     }

@@ -1,11 +1,13 @@
 """A store in the same schema that disturbs no shard: for the doctor, which wants to know how fast a commit is.
 
 Its rows have slot 1024, which no shard has, and numbers from a base of its own, which its lease has in its name. What a trial that was killed has left,
-the next one removes after an hour.
+the next one removes after an hour. Where the schema has no tables yet, the trial makes a schema of its own, and drops it: to make the real one is
+for the server that will know its number of shards.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 
@@ -13,10 +15,10 @@ import msgspec
 
 from proteus_shards.core.model import Batch, Row, RowKey
 from proteus_shards.core.placement import SLOTS, slot_of
-from proteus_shards.errors import StoreError
 from proteus_shards.store.contract import Damaged
 from proteus_shards.store.postgres import PostgresStore
 from proteus_shards.store.postgres_errors import Doing
+from proteus_shards.store.postgres_prepare import prepare
 from proteus_shards.store.postgres_session import query, session
 from proteus_shards.store.postgres_url import PostgresUrl
 
@@ -32,17 +34,19 @@ class PostgresTrial(PostgresStore):
     def __init__(self, url: PostgresUrl) -> None:
         self._base = secrets.randbits(62 - SEQ_BITS) << SEQ_BITS
         self._made = False
+        self._own_schema = False
         super().__init__(url, f"trial-{self._base}", range(SLOT, SLOT + 1), None)
 
     async def open(self) -> int:
         """Make the lease and take it."""
-        async with session(self._url, Doing.OPENING) as connection:
-            if not await connection.fetchval(query("has_layout")):
-                raise StoreError(
-                    "postgres: the schema has no tables yet, or this user may not see them: start the server, which makes them"
-                )
+        async with session(self._url, Doing.OPENING) as connection, asyncio.timeout(self._url.timeout_seconds):
+            self._own_schema = self._own_schema or not await connection.fetchval(query("has_layout"))
+        if self._own_schema and not self._made:
+            self._url = _replace(self._url, schema=f"proteus_shards_trial_{secrets.token_hex(8)}")
+            await prepare(self._url, 1)
+        self._made = True
+        async with session(self._url, Doing.OPENING) as connection, asyncio.timeout(self._url.timeout_seconds):
             await connection.execute(query("remove_old_trials"), 2**SEQ_BITS - 1)
-            self._made = True
             await connection.execute(query("begin_trial"), self._lease, self._owner)
         return await super().open()
 
@@ -71,8 +75,11 @@ class PostgresTrial(PostgresStore):
         try:
             if self._made:
                 self._made = False
-                async with session(self._url, Doing.READING) as connection:
-                    await connection.execute(query("remove_trial"), self._lease, self._base, self._base + 2**SEQ_BITS - 1)
+                async with session(self._url, Doing.READING) as connection, asyncio.timeout(self._url.timeout_seconds):
+                    if self._own_schema:
+                        await connection.execute(f'DROP SCHEMA "{self._url.schema}" CASCADE')
+                    else:
+                        await connection.execute(query("remove_trial"), self._lease, self._base, self._base + 2**SEQ_BITS - 1)
         finally:
             await super().close()
 

@@ -65,9 +65,12 @@ class PostgresPlace(Protocol):
 
 
 class PostgresServer:
-    """Implements `StoreServer`. `settings` go to the server; `tmpfs_bytes` puts its data on a file system of that size (needs root)."""
+    """Implements `StoreServer`. `settings` go to the server; `tmpfs_bytes` puts its data on a file system of that size (needs root).
 
-    def __init__(self, *, tmpfs_bytes: int | None = None, **settings: str) -> None:
+    One that is the standby of another has a copy of its data and follows it, until it is promoted.
+    """
+
+    def __init__(self, *, tmpfs_bytes: int | None = None, standby_of: PostgresServer | None = None, **settings: str) -> None:
         self.port = _free_port()
         self._settings = _SETTINGS | settings
         self._base = Path(tempfile.mkdtemp(prefix="proteus-postgres-"))
@@ -77,7 +80,7 @@ class PostgresServer:
         self.data = self._base / "mount" / "data"
         self.log_path = self._base / "log"
         try:
-            self._make(tmpfs_bytes)
+            self._make(tmpfs_bytes, standby_of)
         except BaseException:
             self.remove()
             raise
@@ -169,7 +172,11 @@ class PostgresServer:
             subprocess.run(["umount", "-l", str(self.data.parent)], check=False)
         shutil.rmtree(self._base, ignore_errors=True)
 
-    def _make(self, tmpfs_bytes: int | None) -> None:
+    def promote(self) -> None:
+        """Make a primary of a standby, and wait until it is one."""
+        _run(_binary("pg_ctl"), "promote", "-D", str(self.data), "-w", **_as_nobody())
+
+    def _make(self, tmpfs_bytes: int | None, primary: PostgresServer | None) -> None:
         self.data.parent.mkdir()
         if tmpfs_bytes is not None:
             _run("mount", "-t", "tmpfs", "-o", f"size={tmpfs_bytes}", "tmpfs", str(self.data.parent))
@@ -177,6 +184,10 @@ class PostgresServer:
         if os.geteuid() == 0:
             for path in (self._base, self.data.parent):
                 os.chown(path, NOBODY, NOBODY)
+        if primary is not None:
+            copying = ["-D", str(self.data), "-R", "-c", "fast", "-h", "127.0.0.1", "-p", str(primary.port), "-U", USER, "--no-sync"]
+            _run(_binary("pg_basebackup"), *copying, **_as_nobody())
+            return
         making = ["-D", str(self.data), "-U", USER, "-E", "UTF8", "--locale=C", "-A", "trust", "--no-sync", "--no-instructions"]
         _run(_binary("initdb"), *making, **_as_nobody())
 

@@ -14,6 +14,7 @@ import pytest
 from proteus_shards.core.model import Batch, Row
 from proteus_shards.errors import StoreError, StoreFailed, StoreRefused, StoreUnknown
 from proteus_shards.store import postgres as postgres_module
+from proteus_shards.store import postgres_upkeep
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.postgres_prepare import prepare
 from proteus_shards.store.postgres_session import Facts
@@ -284,3 +285,42 @@ async def test_a_trial_disturbs_no_shard_and_leaves_nothing(postgres_server: Pos
 
         assert [name for (name,) in await execute(url, "SELECT name FROM lease")] == ["shard-0"]
         assert await execute(url, "SELECT FROM job") == []
+
+
+@in_asyncio
+async def test_a_trial_before_the_first_start_leaves_nothing_either(postgres_server: PostgresPlace) -> None:
+    """It makes a schema of its own then: the number of shards is not known yet."""
+    text = postgres_server.url(f"test {uuid4()}")
+    url = postgres_url(text)
+    count = "SELECT count(*) FROM pg_namespace WHERE nspname = $1 OR nspname LIKE 'proteus_shards_trial_%'"
+    trial = make_trial(text)
+    async with opened(trial):
+        await trial.commit(inserting(make_row(1)))
+        assert await execute(url, count, url.schema) == [(1,)]
+        assert await load_all(trial) == [make_row(1)]
+
+    assert await execute(url, count, url.schema) == [(0,)]
+
+
+# --- upkeep ------------------------------------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_the_table_does_not_grow_with_what_has_passed_through(backing: PostgresBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space of jobs that are gone is used again, without waiting for autovacuum; an old job that stays is no hindrance."""
+    monkeypatch.setattr(postgres_upkeep, "DEAD_ROWS_MAX", 1000)
+    await backing.run("ALTER TABLE job SET (autovacuum_enabled = false)")
+    payload = bytes(2000)
+    async with opened(backing.store()) as store:
+        assert isinstance(store, postgres_module.PostgresStore)
+        await store.commit(inserting(make_row(0)))
+        for start in range(1, 10_000, 500):
+            rows = [make_row(seq, payload=payload) for seq in range(start, start + 500)]
+            await store.commit(inserting(*rows))
+            await store.commit(deleting(*rows))
+            if store._upkeep._task is not None:
+                await store._upkeep._task
+        ((size,),) = await backing.run("SELECT pg_total_relation_size('job')")
+        assert await load_all(store) == [make_row(0)]
+
+    assert size < 6_000_000  # of 20,000,000 bytes of payloads

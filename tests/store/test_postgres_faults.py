@@ -17,7 +17,7 @@ import pytest
 from proteus_shards.core.model import Batch
 from proteus_shards.errors import StoreError, StoreFailed, StorePermanent, StoreRefused, StoreUnknown
 from proteus_shards.store.postgres import PostgresStore, store_of_shard
-from proteus_shards.store.postgres_errors import Doing, fault_of
+from proteus_shards.store.postgres_errors import Doing, StandbyMet, fault_of
 from proteus_shards.store.postgres_session import session
 from proteus_shards.store.postgres_url import PostgresUrl
 from tests.servers.postgres import NOBODY, PostgresPlace, PostgresServer
@@ -257,7 +257,7 @@ async def test_a_server_that_is_not_there_is_away(port: int, told: str) -> None:
         (asyncpg.ConnectionDoesNotExistError(SECRET), Doing.READING, StoreRefused),
         (asyncpg.InterfaceError(SECRET), Doing.COMMITTING, StoreUnknown),
         (asyncpg.InternalClientError(SECRET), Doing.COMMITTING, StoreFailed),
-        (asyncpg.TargetServerAttributeNotMatched(SECRET), Doing.OPENING, StoreRefused),
+        (asyncpg.TargetServerAttributeNotMatched(SECRET), Doing.OPENING, StandbyMet),
         (asyncpg.CannotConnectNowError(SECRET), Doing.OPENING, StoreRefused),
         (asyncpg.InvalidPasswordError(SECRET), Doing.OPENING, StoreError),
         (asyncpg.InvalidPasswordError(SECRET), Doing.READING, StoreRefused),

@@ -12,9 +12,9 @@ import pytest
 
 from proteus_shards.errors import StoreError
 from proteus_shards.store.postgres import store_of_shard
+from proteus_shards.store.postgres_doctor import examine
 from proteus_shards.store.postgres_prepare import prepare, prepared_shards
 from proteus_shards.store.postgres_url import PostgresUrl
-from proteus_shards.store.registry import examine_store
 from tests.conftest import StartServer, server_environ
 from tests.servers.postgres import PostgresPlace
 from tests.store.postgres_backing import PostgresBacking, execute, postgres_url
@@ -105,7 +105,7 @@ async def test_a_newer_schema_is_refused(url: PostgresUrl) -> None:
 
 
 @in_asyncio
-async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url: PostgresUrl, text: str) -> None:
+async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url: PostgresUrl) -> None:
     """And may even change the number of shards; on one that is not ready the doctor says what is missing."""
     schema = url.schema.replace('"', '""')
     user = f"user-{uuid4()}"
@@ -114,14 +114,14 @@ async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url
     with pytest.raises(StoreError, match="42501"):
         await prepare(limited, 1)
     await prepare(url, 1)
-    assert await doctor_of(text, user) == [f'user "{user}" may not use the schema "{schema}"']
+    assert await doctor_of(limited) == [f'user "{user}" may not use the schema "{schema}"']
     await execute(url, f'GRANT USAGE ON SCHEMA "{schema}" TO "{user}"')
     for privilege, table in (("SELECT, UPDATE", "layout"), ("SELECT, INSERT, UPDATE, DELETE", "lease"), ("SELECT, INSERT, DELETE", "job")):
-        assert await doctor_of(text, user) != []
+        assert await doctor_of(limited) != []
         await execute(url, f'GRANT {privilege} ON {table} TO "{user}"')
-    assert await doctor_of(text, user) == [f'user "{user}" lacks UPDATE on the table job']
+    assert await doctor_of(limited) == [f'user "{user}" lacks UPDATE on the table job']
     await execute(url, f'GRANT UPDATE ON job TO "{user}"')
-    assert await doctor_of(text, user) == []
+    assert await doctor_of(limited) == []
 
     assert await prepare(limited, 1) is None
     assert await prepare(limited, 2) is not None
@@ -129,10 +129,9 @@ async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url
         await store.commit(inserting(make_row(1)))
 
 
-async def doctor_of(text: str, user: str) -> list[str]:
-    """Return the faults that the doctor finds for a user."""
-    as_user = text.replace("postgres://postgres@", f"postgres://{user}@")
-    return [finding.what async for finding in examine_store(as_user) if finding.level == "fault"]
+async def doctor_of(url: PostgresUrl) -> list[str]:
+    """Return the faults that the doctor finds."""
+    return [finding.what async for finding in examine(url) if finding.level == "fault"]
 
 
 def test_a_server_keeps_its_jobs_in_postgres(text: str, start_server: StartServer) -> None:

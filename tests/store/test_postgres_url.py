@@ -210,3 +210,17 @@ async def test_tls_that_is_asked_for_is_never_done_without(own_postgres: Postgre
         await prepare(postgres_url(url), 1)
     with pytest.raises(StoreError, match="the file that the option sslrootcert names"):
         await prepare(postgres_url(own_postgres.url("jobs", sslmode="verify-full", sslrootcert=str(tmp_path / "none"))), 1)
+
+
+@in_asyncio
+async def test_a_host_that_does_not_answer_takes_no_time_from_the_next(own_postgres: PostgresServer) -> None:
+    """Each has the time of `connect_timeout` for itself."""
+    with socket.socket() as silent:  # takes connections, and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{own_postgres.port}"
+        url = postgres_url(f"postgres://postgres@{hosts}/postgres?sslmode=disable&connect_timeout=0.5")
+        await prepare(url, 1)
+        alone = msgspec.structs.replace(url, hosts=url.hosts[:1])
+        with pytest.raises(StoreRefused, match="did not answer in time"):
+            await prepare(alone, 1)
