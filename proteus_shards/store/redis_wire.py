@@ -51,6 +51,7 @@ class Wire:
         self._url = url
         self._seeds: list[Node] = list(url.nodes)
         self._connection: Any = None
+        self._known: set[str] = set()  # the scripts that this connection has brought along
         self.node: Node | None = None
 
     @property
@@ -78,6 +79,7 @@ class Wire:
     async def close(self) -> None:
         """End the connection. Safe to call at any time."""
         connection, self._connection = self._connection, None
+        self._known.clear()
         if connection is not None:
             await connection.disconnect(nowait=True)
 
@@ -89,7 +91,8 @@ class Wire:
     async def run(self, script: Script, keys: Sequence[str], *arguments: Argument, after: Sequence[Command] = ()) -> list[Any]:
         """Run a script, then some commands behind it in the same breath; return all answers."""
         known, whole = script.call(keys, *arguments)
-        answers = await self._answers([known, *after])
+        answers = await self._answers([known if script.sha in self._known else whole, *after])
+        self._known.add(script.sha)
         if isinstance(answers[0], RedisError) and code_of(answers[0]) == "NOSCRIPT":
             answers = await self._answers([whole, *after])
         if not isinstance(answers[0], RedisError) and any(isinstance(answer, RedisError) for answer in answers):

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
@@ -44,9 +45,11 @@ _SETTINGS: dict[str, str | None] = {
     "bind": "127.0.0.1",
     "daemonize": "no",
     "protected-mode": "no",
-    "enable-debug-command": "yes",
+    "repl-diskless-sync-delay": "0",
+    "shutdown-timeout": "0",
 }
-_SINCE_7 = {"enable-debug-command"}
+_SINCE_7 = {"shutdown-timeout"}
+_SEVERAL_WORDS = {"user", "replicaof", "save"}
 
 
 def binaries() -> dict[str, Path]:
@@ -116,7 +119,7 @@ class RedisServer:
     def launch(self) -> None:
         """Start it without waiting until it answers."""
         lines = {name: value for name, value in self.settings.items() if value is not None}
-        if self._major() < 7:
+        if self.major < 7:
             lines = {name: value for name, value in lines.items() if name not in _SINCE_7}
         if self.tls is None:
             lines["port"] = str(self.port)
@@ -172,8 +175,12 @@ class RedisServer:
 
     def stop(self) -> None:
         self._signal(signal.SIGCONT)
-        self._signal(signal.SIGTERM)
-        self._reap()
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while self._process is not None and self._process.poll() is None:
+            self._signal(signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # it passes over the signal while it writes its file anew
+                self._process.wait(0.5)
+        self._process = None
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -181,15 +188,12 @@ class RedisServer:
 
     def _reap(self) -> None:
         if self._process is not None:
-            try:
-                self._process.wait(START_SECONDS_MAX)
-            finally:
-                if self._process.poll() is None:
-                    self._process.kill()
-                    self._process.wait()
-                self._process = None
+            self._process.wait(START_SECONDS_MAX)
+            self._process = None
 
-    def _major(self) -> int:
+    @cached_property
+    def major(self) -> int:
+        """The first number of its version."""
         told = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True).stdout
         return int(told.partition("v=")[2].partition(".")[0])
 
@@ -247,7 +251,7 @@ def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def _quoted(name: str, value: str) -> str:
-    return value if name in {"user", "loadmodule"} else f'"{value}"'
+    return value if name in _SEVERAL_WORDS and value else f'"{value}"'
 
 
 def _resp(*command: str) -> bytes:

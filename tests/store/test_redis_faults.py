@@ -1,0 +1,428 @@
+"""What each trouble of a real Redis server is told as, and what is in the store afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proteus_shards.core.model import Batch, Row
+from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.store.contract import Durability
+from proteus_shards.store.redis import RedisStore
+from proteus_shards.store.redis_errors import Unanswered
+from tests.conftest import eventually
+from tests.servers.redis import RedisServer, binaries, running
+from tests.store.redis_backing import RedisBacking, outcome_of, owning, redis_url
+from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_mark, make_row, marked, marking
+
+StartRedis = Callable[..., RedisServer]
+
+
+@pytest.fixture(params=list(binaries()))
+def start_redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartRedis]:
+    """Return a function that starts a server with settings of its own; each is stopped at the end."""
+    with ExitStack() as stack:
+
+        def start(**settings: str | None) -> RedisServer:
+            named = {name.replace("_", "-"): value for name, value in settings.items()}
+            folder = tmp_path / f"redis-{len(list(tmp_path.iterdir()))}"
+            return stack.enter_context(running(binaries()[request.param], folder, named))
+
+        yield start
+
+
+# --- a full memory -----------------------------------------------------------------------------------------------
+
+
+async def fill(store: RedisStore, seq: int = 1000) -> list[Row]:
+    """Insert rows of 100 KB until the server refuses one; return those that it took."""
+    taken: list[Row] = []
+    while len(taken) < 1000:
+        row = make_row(seq + len(taken), payload=b"x" * 100_000)
+        try:
+            await store.commit(inserting(row))
+        except StoreRefused as refusal:
+            assert "maxmemory" in str(refusal)  # noqa: PT017  # it is one of many, of which the last one counts
+            return taken
+        taken.append(row)
+    pytest.fail("the memory was never full")
+
+
+@in_asyncio
+async def test_a_full_memory_refuses_what_adds_and_lets_jobs_be_delivered_and_completed(start_redis: StartRedis) -> None:
+    """A refused batch leaves nothing, not even its deletes; a batch that frees as much as it adds passes; all goes on once there is room."""
+    server = start_redis(maxmemory="6mb")
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        rows = await fill(store)
+        first, second, third = rows[:3]
+        mark = make_mark(first)
+        more = make_row(1, payload=bytes(150_000))
+        for batch in (inserting(more), Batch([key_of(second)], [more], []), marking(make_mark(third, state_set=True, state=bytes(50_000)))):
+            with pytest.raises(StoreRefused):
+                await store.commit(batch)
+        await store.commit(marking(mark))
+        assert await store.read([key_of(row) for row in [first, second, third, more]]) == {
+            key_of(first): marked(first, mark),
+            key_of(second): second,
+            key_of(third): third,
+        }
+
+        assert await store.reopen() > 1
+        swapped = make_row(2, payload=bytes(90_000))
+        await store.commit(Batch([key_of(first)], [swapped], []))
+        for row in rows[1:-1]:
+            await store.commit(deleting(row))
+        await store.commit(inserting(more))
+        assert await store.read([key_of(row) for row in [swapped, more]]) == {key_of(swapped): swapped, key_of(more): more}
+
+
+@in_asyncio
+async def test_a_new_owner_recovers_from_a_full_memory(start_redis: StartRedis) -> None:
+    """Taking the rows over writes, too, and passes."""
+    server = start_redis(maxmemory="6mb")
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        rows = await fill(store)
+    async with owning(backing.store()) as store:
+        assert await load_all(store) == rows
+        await store.commit(deleting(*rows))
+
+
+@in_asyncio
+async def test_a_move_without_the_memory_for_it_changes_nothing(start_redis: StartRedis) -> None:
+    """It is refused, and the old number of shards goes on."""
+    server = start_redis(maxmemory="6mb")
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        rows = await fill(store)
+    with pytest.raises(StoreRefused, match="as much memory again"):
+        await backing.prepare(3)
+    await backing.prepare(1)
+    async with owning(backing.store()) as store:
+        assert await load_all(store) == rows
+    assert {b"1", b"0"} >= {await count_keys(backing, generation) for generation in (2, 3)}
+
+
+async def count_keys(backing: RedisBacking, generation: int) -> bytes:
+    """Return how many leases there are of a generation."""
+    async with owning(backing.store()) as store:
+        return b"%d" % len(await store._wire.call("KEYS", f"*:g{generation}:*"))
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+@in_asyncio
+async def test_a_server_that_may_throw_rows_away_is_refused_unless_that_is_allowed(start_redis: StartRedis, policy: str) -> None:
+    """For good: no retry helps. Without a maxmemory the policy has no meaning."""
+    server = start_redis(maxmemory_policy=policy)
+    backing, lenient = RedisBacking(server), RedisBacking(server, allow_eviction="yes")
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.ask("CONFIG", "SET", "maxmemory", "100mb")
+        with pytest.raises(StoreError, match=f"maxmemory-policy {policy}.*allow_eviction=yes") as raised:
+            await store.reopen()
+    async with owning(lenient.store()) as store:
+        await store.commit(inserting(make_row(1)))
+
+    assert not isinstance(raised.value, StoreRefused)
+
+
+# --- a server that does not take it now --------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_a_replica_takes_nothing_and_the_store_heals_once_it_is_the_primary_again(start_redis: StartRedis) -> None:
+    """READONLY is a refusal, and nothing is written."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.ask("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(StoreRefused, match="replica"):
+            await store.commit(inserting(make_row(2)))
+        with pytest.raises(StoreRefused, match="replica"):
+            await store.reopen()
+        server.ask("REPLICAOF", "NO", "ONE")
+        await store.reopen()
+        await store.commit(inserting(make_row(2)))
+        assert await load_all(store) == [make_row(1), make_row(2)]
+
+
+@in_asyncio
+async def test_a_server_that_lacks_replicas_refuses(start_redis: StartRedis) -> None:
+    """NOREPLICAS comes before anything is written; Redis 6 does not ask for replicas where a script writes."""
+    server = start_redis(min_replicas_to_write="1")
+    if server.major < 7:
+        pytest.skip("scripts are not asked for replicas before Redis 7")
+    server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+        with pytest.raises(StoreRefused, match="too few replicas"):
+            await store.commit(inserting(make_row(1)))
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+        assert await load_all(store) == []
+
+
+@in_asyncio
+async def test_a_server_that_cannot_save_refuses(start_redis: StartRedis) -> None:
+    """MISCONF comes before anything is written."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        server.ask("CONFIG", "SET", "save", "3600 1")
+        (server.folder / "dump.rdb").mkdir()  # where the snapshot is to be
+        server.ask("BGSAVE")
+        eventually(lambda: b"rdb_last_bgsave_status:err" in server.ask("INFO", "persistence"))
+        with pytest.raises(StoreRefused, match="MISCONF"):
+            await store.commit(inserting(make_row(1)))
+        server.ask("CONFIG", "SET", "save", "")  # with it, the server would not stop until it has saved
+        server.ask("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+        await store.commit(inserting(make_row(2)))
+        assert await load_all(store) == [make_row(2)]
+
+
+@in_asyncio
+async def test_a_server_that_loads_its_data_refuses_and_then_has_it_all(start_redis: StartRedis) -> None:
+    """The store heals once it has loaded."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        for number in range(30):
+            server.ask("EVAL", "for i = 1, 100 do redis.call('SET', 'filler' .. (ARGV[1] * 100 + i), 'x') end", "0", str(number))
+        server.kill()
+        server.settings["key-load-delay"] = "700"  # µs for each
+        server.launch()
+        eventually(lambda: loading(server) is True)
+        with pytest.raises(StoreRefused, match=r"loading|no answer|no connection"):
+            await store.reopen()
+        eventually(lambda: loading(server) is False)
+        await store.reopen()
+        assert await store.read([key_of(make_row(1))]) == {key_of(make_row(1)): make_row(1)}
+
+
+def loading(server: RedisServer) -> bool | None:
+    """Say whether a server is loading its data; None: it does not answer."""
+    try:
+        return b"LOADING" in server.ask("GET", "filler1")
+    except OSError:
+        return None
+
+
+@in_asyncio
+async def test_a_server_busy_with_a_script_refuses(start_redis: StartRedis) -> None:
+    """BUSY: nothing was run of ours."""
+    server = start_redis(lua_time_limit="10")
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        looping = asyncio.create_task(asyncio.to_thread(server.ask, "EVAL", "while true do end", "0"))
+        while b"BUSY" not in await asyncio.to_thread(server.ask, "GET", "x"):
+            await asyncio.sleep(0)
+        with pytest.raises(StoreRefused, match="another script"):
+            await store.commit(inserting(make_row(1)))
+        await asyncio.to_thread(server.ask, "SCRIPT", "KILL")
+        await looping
+        await store.commit(inserting(make_row(1)))
+
+
+@in_asyncio
+async def test_a_script_that_the_server_forgot_is_brought_along(start_redis: StartRedis) -> None:
+    """NOSCRIPT is no outage."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        for seq in (1, 2):
+            server.ask("SCRIPT", "FLUSH")
+            await store.commit(inserting(make_row(seq)))
+        assert await load_all(store) == [make_row(1), make_row(2)]
+
+
+# --- who may, and how it is kept ---------------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_no_password_and_a_wrong_one_are_refused_for_good_and_never_repeated(start_redis: StartRedis) -> None:
+    """Neither in a message nor in what Python shows of the URL."""
+    server = start_redis(requirepass="s3cret/+?")
+    right = RedisBacking(server)
+    async with owning(right.store()) as store:
+        await store.commit(inserting(make_row(1)))
+    server.password = "wr0ng"
+    wrong = redis_url(server.url(right.url.prefix))
+    server.password = ""
+    missing = redis_url(server.url(right.url.prefix))
+    told = [repr(right.url), str(wrong)]
+    for url in (wrong, missing):
+        store = RedisStore(url, 0, 1)
+        with pytest.raises(StoreError, match="password") as raised:
+            await store.open()
+        await store.close()
+        assert not isinstance(raised.value, StoreRefused)
+        told += [str(raised.value), repr(raised.value.__cause__), repr(store._wire)]
+
+    assert not [text for text in told if "wr0ng" in text or "s3cret" in text]
+
+
+@pytest.mark.parametrize(
+    ("settings", "durability", "told"),
+    [
+        ({"appendfsync": "everysec"}, Durability.WEAK, "appendfsync=everysec"),
+        ({"appendonly": "no"}, Durability.WEAK, "no append-only file"),
+        ({"no_appendfsync_on_rewrite": "yes"}, Durability.WEAK, "not synced during a rewrite"),
+        ({"user": "default on nopass ~* &* +@all -config"}, Durability.WEAK, "CONFIG may not be read"),
+    ],
+    ids=["everysec", "no-aof", "rewrite", "no-config"],
+)
+@in_asyncio
+async def test_what_is_not_synced_at_each_commit_is_weak(
+    start_redis: StartRedis, settings: dict[str, Any], durability: Durability, told: str
+) -> None:
+    """And so is what may not be known; the terms say which it is."""
+    backing = RedisBacking(start_redis(**settings))
+    async with owning(backing.store()) as store:
+        assert store.durability is durability
+        assert told in store.terms
+
+
+@in_asyncio
+async def test_too_few_replicas_are_an_unknown_outcome(start_redis: StartRedis) -> None:
+    """The batch is written, but not where it should be; with a replica there the commit is confirmed."""
+    primary = start_redis()
+    backing = RedisBacking(primary, wait_replicas="1", timeout="1")
+    async with owning(backing.store()) as store:
+        with pytest.raises(StoreUnknown, match="0 of 1 replicas"):
+            await store.commit(inserting(make_row(1)))
+        await store.reopen()
+        assert await store.read([key_of(make_row(1))]) == {key_of(make_row(1)): make_row(1)}
+        replica = start_redis(replicaof=f"127.0.0.1 {primary.port}")
+        eventually(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
+        eventually(lambda: b"state=online" in primary.ask("INFO", "replication"))
+        assert await eventually_confirmed(store)
+
+
+async def eventually_confirmed(store: RedisStore) -> bool:
+    """Commit until a replica has it: one that has just come may still be busy."""
+    for seq in range(10, 20):
+        if await outcome_of(store.commit(inserting(make_row(seq)))) is None:
+            return True
+        await store.reopen()
+    return False
+
+
+# --- a server that goes away -------------------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_what_was_acknowledged_survives_the_death_of_the_server(start_redis: StartRedis) -> None:
+    """The next commit says that nothing was written, or that it is unknown; after reopen the store goes on under a new epoch."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.kill()
+        assert await outcome_of(store.commit(inserting(make_row(2)))) in {StoreRefused, StoreUnknown}
+        assert await outcome_of(store.commit(inserting(make_row(2)))) is StoreRefused
+        assert await outcome_of(store.reopen()) is StoreRefused
+        server.start()
+        assert await store.reopen() == 2
+        await store.commit(inserting(make_row(3)))
+        assert await load_all(store) == [make_row(1), make_row(3)]
+
+
+@in_asyncio
+async def test_an_idle_connection_that_the_server_closed_is_made_anew(start_redis: StartRedis) -> None:
+    """No job pays for it."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.ask("CLIENT", "KILL", "TYPE", "normal")
+        while store._wire.usable:
+            await asyncio.sleep(0)
+        await store.commit(inserting(make_row(2)))
+        assert await load_all(store) == [make_row(1), make_row(2)]
+
+
+@in_asyncio
+async def test_a_hanging_server_costs_no_more_than_the_timeout(start_redis: StartRedis) -> None:
+    """A commit is then unknown, a reopen refused; once it goes on, what was sent is fenced or written, and reading tells which."""
+    server = start_redis()
+    backing = RedisBacking(server, timeout="0.3", connect_timeout="0.3")
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.pause()
+        with pytest.raises(StoreUnknown, match=r"0\.3 s"):
+            await store.commit(inserting(make_row(2)))
+        for _ in range(2):
+            with pytest.raises(StoreRefused, match=r"0\.3 s"):
+                await store.reopen()
+        server.resume()
+        await store.reopen()
+        truth = await store.read([key_of(make_row(2))])
+        await store.commit(deleting(make_row(1)))
+        assert await load_all(store) == list(truth.values())
+
+
+@in_asyncio
+async def test_a_server_that_comes_back_older_than_it_was_ends_the_owner(start_redis: StartRedis) -> None:
+    """Here its files are those of an earlier time. Memory would hold jobs that are in no store."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        older = server.folder.with_name("older")
+        shutil.copytree(server.folder, older)
+        await store.commit(inserting(make_row(2)))
+        server.kill()
+        shutil.rmtree(server.folder)
+        shutil.copytree(older, server.folder)
+        server.start()
+        with pytest.raises(StoreFailed, match="older than it was"):
+            await store.reopen()
+    async with owning(backing.store()) as store:
+        assert await load_all(store) == [make_row(1)]
+
+
+@in_asyncio
+async def test_a_server_that_keeps_nothing_comes_back_without_the_shard(start_redis: StartRedis) -> None:
+    """The owner ends, instead of filling an empty store with half of what was."""
+    server = start_redis(appendonly="no")
+    backing = RedisBacking(server)
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.kill()
+        server.start()
+        with pytest.raises(StoreFenced):
+            await store.reopen()
+
+
+@in_asyncio
+async def test_a_commit_whose_answer_never_came_is_told_by_reading(start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written or not: after reopen it is what it is."""
+    import proteus_shards.store.redis_wire as wire_module
+
+    server = start_redis()
+    backing = RedisBacking(server)
+    real = wire_module._answer
+
+    async def lost(connection: Any) -> Any:
+        await real(connection)
+        raise OSError("the answer is lost")
+
+    async with owning(backing.store()) as store:
+        monkeypatch.setattr(wire_module, "_answer", lost)
+        with pytest.raises(StoreUnknown) as raised:
+            await store.commit(inserting(make_row(1)))
+        monkeypatch.undo()
+        await store.reopen()
+        assert await store.read([key_of(make_row(1))]) == {key_of(make_row(1)): make_row(1)}
+        await store.commit(deleting(make_row(1)))
+
+    assert isinstance(raised.value.__cause__, Unanswered)
