@@ -79,9 +79,13 @@ class RedisStore:
         assert self._keys is None, "opened twice"
         if self._closed:
             raise StoreError("the store is closed")
-        async with self._talking():
-            keys = await self._find()
-            epoch = await self._take(keys, "")
+        try:
+            async with self._talking():
+                keys = await self._find()
+                epoch = await self._take(keys, "")
+        except BaseException:
+            await self._wire.close()
+            raise
         self._keys = keys
         self._reader = RowReader(slots_of(self._shard, self._shards or 1), keys.rows)
         return epoch
