@@ -185,7 +185,7 @@ async def _prepared(wire: Wire, url: RedisUrl) -> AsyncIterator[Finding]:
         yield Finding("note", f"nothing is stored yet under the prefix {url.prefix}: the first start prepares it")
     else:
         yield Finding("good", f"prepared for {manifest.shards} shards (generation {manifest.generation}, rows of version {ROW_VERSION})")
-    if moves:
+    if len(moves) > 2:
         yield Finding("note", "a move to another number of shards is under way, or was interrupted", "the next start cleans up")
 
 

@@ -8,5 +8,6 @@ if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 'CHANGED' end
 if redis.call('HGET', KEYS[2], ARGV[3]) ~= ARGV[4] then return 'CANCELLED' end
 redis.call('HDEL', KEYS[2], ARGV[3]) -- first: a full memory lets it pass, and what follows with it
 redis.call('SET', KEYS[1], ARGV[2])
+redis.call('HSET', KEYS[2], 'manifest', ARGV[2])
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[2], ARGV[5], ARGV[6]) end
 return 'OK'

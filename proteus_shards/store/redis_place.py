@@ -1,7 +1,8 @@
 """The keys of a store in Redis, and the manifest that says which of them count.
 
     {proteus-shards}:manifest        generation and number of shards, as JSON. It alone says which generation is in force
-    {proteus-shards}:moves           per generation that is not in force: how many shards it has, and whether it is being filled or is rubbish
+    {proteus-shards}:moves           per generation that is not in force: how many shards it has, and whether it is being filled or is rubbish;
+                                     and a copy of the manifest, so that its loss is seen
     {proteus-shards}:claims          the last number given to a generation; none is given twice
     {proteus-shards:g4:s0}:lease     who owns shard 0 of generation 4: owner, epoch, token (both together), number of the last batch
     {proteus-shards:g4:s0}:rows      see redis_rows.py; likewise :marks and :states
@@ -21,6 +22,7 @@ from proteus_shards.errors import StoreError
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Wire
 
+MANIFEST_COPY = b"manifest"  # the field of `moves` with a copy of it, so that its loss is seen
 LAYOUT = 1  # of the keys; a higher one is refused
 SCAN_BYTES = 1 << 20  # aimed at in one answer
 SCAN_COUNT_MAX = 5000
@@ -70,6 +72,11 @@ async def read_manifest(wire: Wire, url: RedisUrl) -> tuple[Manifest | None, byt
     key = common_key(url, "manifest")
     stored = await wire.call("GET", key)
     if stored is None:
+        copy = await wire.call("HGET", common_key(url, "moves"), MANIFEST_COPY)
+        if copy is not None:  # thrown away by the server, or deleted by hand: what it named may still be there
+            raise StoreError(
+                f"{url.where}: the key {key} is gone; if the rest is there, this brings it back: SET {key} '{copy.decode(errors='replace')}'"
+            )
         return None, b""
     try:
         manifest = msgspec.json.decode(stored, type=Manifest)

@@ -30,7 +30,7 @@ from proteus_shards.core.model import ROW_VERSION
 from proteus_shards.core.placement import SLOTS, shard_of
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.redis_errors import ServerSaid, WireError, fault_of
-from proteus_shards.store.redis_place import LAYOUT, Manifest, Scan, ShardKeys, common_key, read_manifest, shard_keys
+from proteus_shards.store.redis_place import LAYOUT, MANIFEST_COPY, Manifest, Scan, ShardKeys, common_key, read_manifest, shard_keys
 from proteus_shards.store.redis_rows import pairs_packed, slot_of_field
 from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
@@ -250,6 +250,8 @@ class Preparation:
         found = await self._wires.call(self._moves, "HGETALL", self._moves)
         assert isinstance(found, list)
         for number, entry in zip(found[::2], found[1::2], strict=True):
+            if number == MANIFEST_COPY:
+                continue
             state, _, count = entry.partition(b" ")
             if state == b"filling":
                 verdict = await self._wires.run(_CANCEL, (self._moves,), number, entry, _rubbish(int(count)))

@@ -11,6 +11,7 @@ from proteus_shards.core.model import Batch
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.redis import BATCH_ROWS_MAX
+from proteus_shards.store.redis_place import common_key
 from proteus_shards.store.redis_rows import field_of, pairs_packed
 from tests.servers.redis import RedisPlace
 from tests.store.exercise import Backing, KeepingExercise
@@ -45,7 +46,7 @@ async def test_all_keys_of_a_shard_are_under_one_hash_tag(backing: RedisBacking)
         found = await store._wire.call("KEYS", f"*{backing.url.prefix}*")
 
     tag = f"{{{backing.url.prefix}:g1:s0}}:"
-    common = {f"{{{backing.url.prefix}}}:{name}" for name in ("manifest", "claims")}
+    common = {f"{{{backing.url.prefix}}}:{name}" for name in ("manifest", "moves", "claims")}
     assert {key.decode() for key in found} == common | {tag + name for name in ("lease", "rows", "marks", "states")}
 
 
@@ -228,7 +229,7 @@ async def test_a_lost_tail_of_commits_is_seen(backing: RedisBacking) -> None:
 async def test_an_emptied_server_ends_the_owner(backing: RedisBacking) -> None:
     """What memory holds is gone; a new owner is told that nothing is prepared."""
     async with owning(backing.store()) as store:
-        await store._wire.call("DEL", *backing.keys.all, f"{{{backing.url.prefix}}}:manifest")
+        await store._wire.call("DEL", *backing.keys.all, *(common_key(backing.url, name) for name in ("manifest", "moves")))
         with pytest.raises(StoreFenced):
             await store.commit(inserting(make_row(1)))
     with pytest.raises(StoreError, match="nothing is prepared") as raised:

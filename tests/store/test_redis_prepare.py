@@ -87,7 +87,7 @@ async def test_a_move_that_is_killed_after_any_step_loses_nothing(backing: Redis
         await prepare(backing.url, wanted)
         assert await prepared_shards(backing.url) == wanted
         assert await all_rows(backing, wanted) == rows
-        common = {f"{{{backing.url.prefix}}}:{name}" for name in ("manifest", "claims")}
+        common = {f"{{{backing.url.prefix}}}:{name}" for name in ("manifest", "moves", "claims")}
         assert len(await keys_of(backing) - common) == 1
 
 
@@ -185,7 +185,7 @@ async def test_a_new_place_that_two_prepare_at_once_is_prepared_once(redis_serve
     """The loser is refused, and finds it done when it tries again."""
     backing = RedisBacking(redis_server)
     async with owning(backing.store()) as store:
-        await store._wire.call("DEL", common_key(backing.url, "manifest"), *backing.keys.all)
+        await store._wire.call("DEL", common_key(backing.url, "manifest"), common_key(backing.url, "moves"), *backing.keys.all)
     begun: list[str] = []
 
     def step(name: str) -> None:
@@ -222,6 +222,23 @@ async def test_a_damaged_row_moves_as_it_is(backing: RedisBacking) -> None:
 
     assert not isinstance(damaged, Row)
     assert damaged.seq == 1
+
+
+@in_asyncio
+async def test_a_manifest_that_is_gone_is_not_taken_for_a_new_place(backing: RedisBacking) -> None:
+    """The message has what brings it back."""
+    rows = await fill(backing)
+    await backing.prepare(2)
+    key = common_key(backing.url, "manifest")
+    async with owning(backing.store(0, 2)) as store:
+        await store._wire.call("DEL", key)
+        for act in (prepare(backing.url, 2), prepare(backing.url, 3), prepared_shards(backing.url), backing.store(0, 2).open()):
+            with pytest.raises(StoreError, match="is gone") as raised:
+                await act
+        _, _, value = str(raised.value).partition(f"SET {key} ")
+        await store._wire.call("SET", key, value.strip("'"))
+
+    assert await prepare(backing.url, 3) == f"moved {len(rows)} stored jobs from 2 to 3 shards"
 
 
 @pytest.mark.parametrize(
