@@ -211,6 +211,46 @@ def running(
         server.stop()
 
 
+class RedisCluster:
+    """Three nodes, each with a third of the slots."""
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        settings = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", "cluster-node-timeout": "5000"}
+        self.nodes = [RedisServer(binary, folder / f"node-{number}", settings) for number in range(3)]
+
+    def start(self) -> None:
+        """Start the nodes, let them meet, and wait until each knows all slots."""
+        first = self.nodes[0]
+        for number, node in enumerate(self.nodes):
+            node.start()
+            slots = range(number * 16384 // 3, (number + 1) * 16384 // 3)
+            assert node.ask("CLUSTER", "ADDSLOTS", *map(str, slots)).startswith(b"+OK")
+            assert node is first or node.ask("CLUSTER", "MEET", "127.0.0.1", str(first.port)).startswith(b"+OK")
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not all(self._is_whole(node) for node in self.nodes):
+            assert time.monotonic() < deadline, "the nodes did not find each other"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End them all."""
+        for node in self.nodes:
+            node.stop()
+
+    def url(self, name: str, **options: str) -> str:
+        return self.url_by_way_of(self.nodes[0].port, name, **options)
+
+    def url_by_way_of(self, port: int, name: str, **options: str) -> str:
+        return self.nodes[0].url_by_way_of(port, name, cluster="yes", **options)
+
+    def node_of(self, key: str) -> RedisServer:
+        """Return the node that has a key."""
+        return next(node for node in self.nodes if not node.ask("EXISTS", key).startswith(b"-MOVED"))
+
+    def _is_whole(self, node: RedisServer) -> bool:
+        info = node.ask("CLUSTER", "INFO")
+        return b"cluster_state:ok" in info and b"cluster_slots_ok:16384" in info and b"cluster_known_nodes:3" in info
+
+
 class RedisPlace(Protocol):
     """A server that need not be one that we may hurt."""
 
