@@ -1,8 +1,8 @@
 """Calls to DynamoDB, each within its time: what is sent again, after what pause, and what it means when the time is over.
 
 The driver finds credentials, signs, and keeps connections. Its own retries are off, since they would send a write again without saying so, and its reading
-and writing of bodies is passed over by three of its event hooks: it walks every attribute in Python (measured: 99 rows written 12 ms, 1,000 rows
-read 250 ms, where msgspec takes 0.4 ms and 3 ms). A body goes in as bytes and comes out as bytes; errors are still read by the driver.
+and writing of bodies is passed over by three of its event hooks: it walks every attribute in Python (measured: a batch of 99 rows
+written in 1.9 ms and 1,000 rows read in 29 ms, where msgspec takes 0.05 and 3 ms). A body goes in as bytes and comes out as bytes; errors are still read by the driver.
 
 **Again.** BUSY and DOUBT are tried again after a pause drawn at random between nothing and a bound that doubles, until the time is over. A transaction carries
 a token, so that one that was done already is not done twice, but answered as done (for ten minutes; the time of a call is at most half of that).
@@ -17,11 +17,14 @@ import random
 import time
 from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any
 
 import aioboto3
 import msgspec
 from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.loaders import create_loader
 
 from proteus_shards.errors import StoreError, StorePermanent, StoreRefused
 from proteus_shards.store.dynamodb_faults import CAUGHT, UNMET, Fault, Trouble, fault_of
@@ -98,7 +101,9 @@ class Client:
             parameter_validation=False,
         )
         try:
-            session = aioboto3.Session(region_name=url.region, profile_name=url.profile)
+            found = get_session()
+            found.register_component("data_loader", _loader())
+            session = aioboto3.Session(region_name=url.region, profile_name=url.profile, botocore_session=found)
             context = session.client("dynamodb", endpoint_url=url.endpoint, config=config)
             self._driver = await self._held.enter_async_context(context)
         except CAUGHT as error:
@@ -184,6 +189,12 @@ async def run_all(calls: Iterable[Coroutine[None, None, None]]) -> None:
                 group.create_task(each)
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
+
+
+@cache
+def _loader() -> Any:
+    """Return what reads the driver's descriptions of services: 0.1 s at its first use, so that all clients of a process share it."""
+    return create_loader()
 
 
 # --- hooks of the driver -----------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from proteus_shards.store.dynamodb_url import DynamodbUrl
 # Where a process may be stopped and leave things as no other moment does.
 STEPS = ("created", "active", "begun", "fenced", "settled")
 
-POLL_SECONDS = 0.25
+POLL_FIRST_SECONDS = 0.05
+POLL_MAX_SECONDS = 1.0
 ATTEMPTS_MAX = 10
 
 Step: TypeAlias = Callable[[str], None]
@@ -106,11 +107,13 @@ async def _have_table(client: Client, step: Step) -> None:
         step("created")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + client.url.create_seconds
+    pause = POLL_FIRST_SECONDS
     while table is None or table.status == "CREATING":
         if loop.time() > deadline:
             raise StoreRefused(f"table {client.url.table} is not active after {client.url.create_seconds:g} s (create_timeout)")
-        await asyncio.sleep(POLL_SECONDS if table is not None else 0)
-        table = await describe(client) or Table("CREATING")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, POLL_MAX_SECONDS)
+        table = await describe(client) or Table("CREATING")  # right after its making it may not be known everywhere
     if table.status not in {"ACTIVE", "UPDATING"}:
         raise StoreError(f"table {client.url.table} is {table.status}, not ACTIVE")
     if (fault := table.fault()) is not None:

@@ -31,7 +31,7 @@ from tests.servers.strict_dynamodb_table import Item, Key, Refusal, Tables, canc
 
 CONTROL = "/control"
 REQUEST_BYTES_MAX = 16 * 1024 * 1024
-CREATING_DESCRIBES = 2  # how often a new table is said to be CREATING
+CREATING_DESCRIBES = 1  # how often a new table is said to be CREATING
 
 _ONE = {"PutItem": "Put", "DeleteItem": "Delete", "UpdateItem": "Update"}
 

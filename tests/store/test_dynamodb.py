@@ -21,7 +21,12 @@ pytest_plugins = ["tests.servers.dynamodb_fixtures"]
 
 _tables = count()
 
-LARGE = {"test_ten_thousand_queues", "test_read_finds_the_rows_that_exist", "test_a_load_is_ordered_by_ready_at_and_then_seq"}
+LARGE = {
+    "test_another_number_of_shards_keeps_every_row_and_the_order_of_each_queue",
+    "test_ten_thousand_queues",
+    "test_read_finds_the_rows_that_exist",
+    "test_a_load_is_ordered_by_ready_at_and_then_seq",
+}
 DRAWN = {"test_every_field_comes_back_byte_for_byte", "test_batches_do_what_a_dict_would"}
 
 
