@@ -18,6 +18,7 @@ import time
 from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import aioboto3
@@ -33,6 +34,7 @@ from proteus_shards.store.dynamodb_url import DynamodbUrl
 CALLS_AT_ONCE = 16
 BACKOFF_FIRST_SECONDS = 0.025
 BACKOFF_MAX_SECONDS = 1.0
+BODY_BYTES_AT_ONCE = 1024 * 1024
 ATTEMPTS_IN_TIME = 3  # how many fit into a call's time if none is answered
 
 _encode = msgspec.json.Encoder().encode
@@ -206,7 +208,8 @@ def _keep_request(params: dict[str, Any], model: Any, context: dict[str, Any], *
 
 
 def _put_request(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
-    params["body"] = context["proteus_body"]
+    body: bytes = context["proteus_body"]
+    params["body"] = body if len(body) <= BODY_BYTES_AT_ONCE else BytesIO(body)  # which is sent piece by piece
 
 
 def _keep_answer(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:

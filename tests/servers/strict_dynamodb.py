@@ -5,7 +5,8 @@ at the next start), and does what the test asked for. A test asks through `Stric
 
 * `throttle`, `refuse` (any code), `cancel` (a transaction, for a reason): not done, and told so;
 * `fail`: not done, answered 500; `fail_after`: done, answered 500;
-* `drop`: not done, the connection closed; `lose`: done, the connection closed;
+* `drop`: not done, the connection closed; `lose`: done, the connection closed, with `forget` its token forgotten, too;
+* `late`: done only when `release` is called, as if it had been on its way until then;
 * `hold`: begun, and finished only when `release` is called; `mute`: done, never answered;
 * `unprocessed`: a BatchGetItem that gives only so many keys.
 """
@@ -91,10 +92,16 @@ class Double:
         kind = fault["kind"] if fault is not None else ""
         if fault is not None:
             self._refuse(kind, fault, request)
+        if kind == "late":
+            self.holding += 1
+            await self.released.wait()
+            self.holding -= 1
         answer = await self._do(operation, request, fault)
         if kind == "fail_after":
             raise Refusal("InternalServerError", status=500)
         if kind == "lose":
+            if fault is not None and fault.get("forget"):
+                self.tables.tokens.clear()
             raise Gone
         if kind == "mute":
             await self.released.wait()
@@ -191,8 +198,6 @@ class Double:
         if request.get("reset"):
             self.calls.clear()
             self.tables.write_units = self.tables.read_units = 0
-        if "forget" in request:
-            self.tables.tokens.clear()
         for key, item in request.get("changes", ()):
             self._change([((key[0], key[1], key[2]), item)])
         items = self.tables.items.get(request.get("items", ""), {})
