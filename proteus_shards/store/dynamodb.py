@@ -119,6 +119,9 @@ class DynamodbStore:
             self._left |= {(row.slot, row.seq): None for row in batch.inserts}
         outcome = await self._client.call("transact_write_items", transaction([check, *writes]), doubt=StoreUnknown)
         if not isinstance(outcome, Unmet):
+            if self._shards is None:
+                for key in batch.deletes:
+                    self._left.pop((key.slot, key.seq), None)
             return
         if outcome.at(0):
             raise StoreFenced(f"epoch {lease.epoch} of {self._lease_name} is over: another has taken over")

@@ -75,6 +75,7 @@ class Client:
     def __init__(self, url: DynamodbUrl) -> None:
         self.url = url
         self.started = False  # once it has worked, what is denied may be granted again: `StoreRefused`; before that it ends the start
+        self.answered_at: str | None = None  # the service's time, as its last answer told it
         self._held = AsyncExitStack()
         self._driver: Any = None
         self._renew = False
@@ -142,8 +143,10 @@ class Client:
         while True:
             try:
                 async with asyncio.timeout(min(attempt_seconds, backoff.left())):
-                    answer: bytes = (await send(body=body))["body"]
-                    return answer
+                    answer = await send(body=body)
+                    self.answered_at = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+                    found: bytes = answer["body"]
+                    return found
             except CAUGHT as error:
                 fault = fault_of(error)
                 if foreseen and fault.code == foreseen:

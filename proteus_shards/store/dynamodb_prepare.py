@@ -49,6 +49,11 @@ class Table(msgspec.Struct, frozen=True):
     throughput: dict[str, Any] = msgspec.field(name="ProvisionedThroughput", default_factory=dict)
     protected: bool = msgspec.field(name="DeletionProtectionEnabled", default=False)
 
+    @property
+    def on_demand(self) -> bool:
+        """Whether each request is paid for, rather than throughput."""
+        return self.billing.get("BillingMode") == "PAY_PER_REQUEST"
+
     def fault(self) -> str | None:
         """Say why the table is not one of ours, or return None."""
         types = {each.get("AttributeName"): each.get("AttributeType") for each in self.types}

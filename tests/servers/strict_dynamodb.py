@@ -200,8 +200,15 @@ class Double:
             self.tables.write_units = self.tables.read_units = 0
         for key, item in request.get("changes", ()):
             self._change([((key[0], key[1], key[2]), item)])
+        if "table" in request:  # one of another kind
+            keys = {
+                "KeySchema": [{"AttributeName": "other", "KeyType": "HASH"}],
+                "AttributeDefinitions": [{"AttributeName": "other", "AttributeType": "S"}],
+            }
+            self.tables.add({"TableName": request["table"], "BillingMode": "PAY_PER_REQUEST", **keys})
         items = self.tables.items.get(request.get("items", ""), {})
         return {
+            "table": self._describe(request["describe"]) if "describe" in request else None,
             "calls": self.calls,
             "write_units": self.tables.write_units,
             "read_units": self.tables.read_units,
