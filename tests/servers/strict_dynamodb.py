@@ -51,6 +51,7 @@ class Double:
         self.calls: Counter[str] = Counter()
         self.released = asyncio.Event()
         self.holding = 0
+        self.credential = ""  # the key id of the last call
         self._read_log(log_path)
         self._log = log_path.open("a", encoding="utf-8")
 
@@ -213,6 +214,7 @@ class Double:
             "write_units": self.tables.write_units,
             "read_units": self.tables.read_units,
             "holding": self.holding,
+            "credential": self.credential,
             "items": {pk: partition for pk, partition in items.items() if partition},
         }
 
@@ -242,6 +244,7 @@ class Double:
         version, _, operation = headers.get("x-amz-target", "").partition(".")
         if version != "DynamoDB_20120810" or not headers.get("authorization", "").startswith("AWS4-HMAC-SHA256 Credential="):
             raise Refusal("MissingAuthenticationTokenException")
+        self.credential = headers["authorization"].partition("Credential=")[2].partition("/")[0]
         if len(body) > REQUEST_BYTES_MAX:
             raise Refusal("RequestEntityTooLarge", status=413)
         try:

@@ -322,6 +322,22 @@ async def test_no_credentials_end_a_start_with_a_word_about_them(
     assert type(raised.value) is StoreError
 
 
+@in_asyncio
+async def test_credentials_that_were_renewed_are_found_at_the_next_reopen(
+    double: StrictServer, backing: DynamodbBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the old ones were refused."""
+    async with opened(backing.store()) as store:
+        double.fault("TransactWriteItems", "refuse", code="ExpiredTokenException")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIARENEWED")
+        with pytest.raises(StoreRefused):
+            await store.commit(inserting(FIRST))
+        await store.reopen()
+        await store.commit(inserting(FIRST))
+
+        assert double.ask()["credential"] == "AKIARENEWED"
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 

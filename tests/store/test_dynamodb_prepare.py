@@ -41,8 +41,7 @@ async def rows_by_shards(backing: DynamodbBacking, shards: int) -> list[int]:
     seqs = []
     for shard in range(shards):
         async with opened(backing.store(shard, shards)) as store:
-            for row in await load_all(store):
-                seqs.append(row.seq or 0)
+            seqs += [row.seq or 0 for row in await load_all(store)]
     return sorted(seqs)
 
 
@@ -92,10 +91,10 @@ async def test_another_number_of_shards_moves_no_row_and_ends_the_old_owners(bac
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("then", [2, 3, 4])
+@pytest.mark.parametrize("then", [2, 4])
 @in_asyncio
 async def test_wherever_it_is_interrupted_the_next_start_goes_on(backing: DynamodbBacking, step: str, then: int) -> None:
-    """With the old number, with the new one, or with a third: every row is there, and old owners are out."""
+    """With the old number or with a third: every row is there, and old owners are out."""
 
     def interrupt(reached: str) -> None:
         if reached == step:
@@ -111,7 +110,7 @@ async def test_wherever_it_is_interrupted_the_next_start_goes_on(backing: Dynamo
     old = backing.store(0, 2)
     await old.open()
     await old.commit(inserting(*(row for row in rows if row.slot in slots_of(0, 2))))
-    with pytest.raises(BaseException):  # noqa: B017, PT011  # a group of them where several were under way
+    with pytest.raises(Interrupted):
         await prepare(backing.url, 3, interrupt)
     await prepare(backing.url, then)
 
@@ -155,7 +154,7 @@ async def test_a_table_of_another_kind_is_refused_and_left_alone(double: StrictS
         await prepare(backing.url, 1)
     other = DynamodbBacking(double)
     double.ask(table=other.table)
-    with pytest.raises(StoreError, match="its keys are not the texts pk .* and sk"):
+    with pytest.raises(StoreError, match="its keys are not the texts pk"):
         await prepare(other.url, 1)
 
 
