@@ -22,6 +22,10 @@ from proteus_shards.core.model import Status
 from proteus_shards.core.queue import TRANSITIONS
 from proteus_shards.front.operations import OPERATIONS
 from proteus_shards.store.registry import prepare_store
+from proteus_shards.store.dynamodb_url import DynamodbUrl
+from proteus_shards.store.postgres_url import PostgresUrl
+from proteus_shards.store.redis_url import RedisUrl
+from proteus_shards.store.urls import MemoryUrl, SqliteUrl, read_url
 from tests.conftest import Server, StartServer, children_of, eventually, server_environ
 from tests.test_layers import ALLOWED
 
@@ -108,6 +112,13 @@ def test_the_generated_parts_say_what_the_code_does() -> None:
 
     assert sorted(name for _, name, _ in _GENERATED.findall(text)) == sorted(PARTS)
     assert text == generated(text)
+
+
+def test_the_stores_of_the_table_are_stores() -> None:
+    """Each URL is one that the server takes, and each kind of store is there."""
+    urls = [row[1].strip("`") for row in rows_after("| Store | `--store` | An acknowledged job survives | Needs |")]
+
+    assert {type(read_url(url)) for url in urls} == {MemoryUrl, SqliteUrl, PostgresUrl, RedisUrl, DynamodbUrl}
 
 
 def test_the_walk_prints_what_the_readme_says(server: Server) -> None:
