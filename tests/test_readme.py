@@ -21,10 +21,10 @@ from proteus_shards.config import MIB, load_settings, settings_table
 from proteus_shards.core.model import Status
 from proteus_shards.core.queue import TRANSITIONS
 from proteus_shards.front.operations import OPERATIONS
-from proteus_shards.store.registry import prepare_store
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.postgres_url import PostgresUrl
 from proteus_shards.store.redis_url import RedisUrl
+from proteus_shards.store.registry import prepare_store
 from proteus_shards.store.urls import MemoryUrl, SqliteUrl, read_url
 from tests.conftest import Server, StartServer, children_of, eventually, server_environ
 from tests.test_layers import ALLOWED
