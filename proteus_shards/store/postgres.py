@@ -13,7 +13,8 @@ the store says `StoreFenced`. If the server's timeline has changed, a standby wa
 than it did, so it surely was. Then only reading everything anew is safe, and the store says `StoreFailed`.
 
 **Plans.** A generic plan is made once a session and kept. One made while the table is empty would read the whole of it, and go on to do so when it holds a
-million rows, until statistics are gathered. So nothing is left to choose: what could scan is switched off, the keys are looked up
+million rows, until statistics are gathered. (Seen: a plain join that deleted 100 of 9,000 rows in 660 ms, and that with scans and hashes switched off: it
+read the index from end to end instead.) So nothing is left to choose: what could scan is switched off, the keys are looked up
 by a subquery that cannot be merged into the rest, and the rows are then written by their place (ctid), for which there is only one plan.
 
 **Loading** asks first how many rows make up 16 MiB, again and again to the end, and then fetches so many at a time by a cursor in the same snapshot: payloads of

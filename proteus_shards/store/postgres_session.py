@@ -170,7 +170,7 @@ def layout_fault(version: int, known: int) -> StoreError | None:
 
 
 def _arguments(url: PostgresUrl, host: str, port: int) -> dict[str, Any]:
-    user = url.user or getpass.getuser()
+    user = url.user or _login_name()
     return {
         "dsn": f"postgres:///?{urlencode(url.tls)}",
         "host": host,
@@ -185,6 +185,13 @@ def _arguments(url: PostgresUrl, host: str, port: int) -> dict[str, Any]:
         "max_cached_statement_lifetime": 0,
         "server_settings": {"application_name": url.application_name},
     }
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError) as error:  # a container may run as a number without a name
+        raise StoreError("postgres: this process has no user name to log in with: name a user in the URL") from error
 
 
 def _settings(url: PostgresUrl) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 import msgspec
+import psutil
 import pytest
 
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
@@ -19,7 +20,7 @@ from proteus_shards.store.postgres import PostgresStore
 from proteus_shards.store.postgres_errors import Doing
 from proteus_shards.store.postgres_session import connect, query, session
 from tests.conftest import server_environ
-from tests.servers.postgres import PostgresPlace
+from tests.servers.postgres import PostgresPlace, PostgresServer
 from tests.store.postgres_backing import PostgresBacking, number_of, until
 from tests.store.rows import in_asyncio, inserting, load_all, make_row, opened
 
@@ -115,6 +116,27 @@ async def test_an_owner_that_is_stuck_with_the_lock_is_ended(backing: PostgresBa
                 await store.reopen()
             await heir.commit(inserting(make_row(2)))
             assert await load_all(heir) == [make_row(2)]
+
+
+@in_asyncio
+async def test_a_takeover_is_not_held_up_by_a_server_process_that_stands_still(own_postgres: PostgresServer) -> None:
+    """It cannot be ended before it goes on, and so the rows cannot be taken: that is told within seconds, and passes."""
+    backing = PostgresBacking(own_postgres, timeout="3")
+    async with opened(backing.store()) as store:
+        assert isinstance(store, PostgresStore)
+        await store._connection.execute("BEGIN; SELECT FROM lease FOR SHARE")
+        frozen = psutil.Process(number_of(store))
+        frozen.suspend()
+        heir = backing.store()
+        try:
+            async with asyncio.timeout(20):
+                with pytest.raises(StoreRefused):
+                    await heir.open()
+        finally:
+            frozen.resume()
+        await until(backing.url, "NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", frozen.pid)
+        async with opened(heir):
+            await heir.commit(inserting(make_row(1)))
 
 
 @in_asyncio
