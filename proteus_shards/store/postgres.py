@@ -43,7 +43,7 @@ from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_of, is_damage
-from proteus_shards.store.postgres_rows import arguments_of, rows_of
+from proteus_shards.store.postgres_rows import rows_of, statement_of
 from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
 from proteus_shards.store.postgres_upkeep import Upkeep
 from proteus_shards.store.postgres_url import PostgresUrl
@@ -127,7 +127,8 @@ class PostgresStore:
         connection = self._live()
         self._warned = False
         async with self._bounded(connection, Doing.COMMITTING):
-            ours = await connection.fetchval(query("commit"), self._lease, self._epoch, self._owner, *arguments_of(batch))
+            statement, arguments = statement_of(batch)
+            ours = await connection.fetchval(query(statement), self._lease, self._epoch, self._owner, *arguments)
         if not ours:
             raise StoreFenced(f"postgres: another owner has taken these rows over from epoch {self._epoch}")
         self._upkeep.count(len(batch.deletes) + len(batch.marks))

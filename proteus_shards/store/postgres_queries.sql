@@ -122,6 +122,22 @@ SELECT CASE
     )::integer = 1
 END;
 
+-- commit_inserts --
+-- The same for a batch that only inserts, as most do where many jobs come in: an eighth less work for both sides.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM lease WHERE name = $1 AND epoch = $2 AND owner = $3 FOR SHARE
+), inserted AS (
+    INSERT INTO job (
+        slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+    )
+    SELECT job.*
+    FROM fence, unnest(
+        $4::smallint[], $5::bigint[], $6::text[], $7::text[], $8::smallint[], $9::bigint[], $10::bigint[], $11::integer[], $12::integer[],
+        $13::bigint[], $14::bytea[], $15::text[], $16::bigint[], $17::bigint[], $18::bytea[], $19::bytea[]
+    ) AS job
+)
+SELECT EXISTS (SELECT FROM fence);
+
 -- read --
 SELECT job.*
 FROM unnest($1::smallint[], $2::bigint[]) AS key (slot, seq)

@@ -23,13 +23,18 @@ _ROWS_TYPE: Any = list.__class_getitem__(_ROW_TYPE)
 _INDEX = re.compile(r"`\$\[(\d+)\]`")  # how msgspec names an item of a tuple
 
 
-def arguments_of(batch: Batch) -> list[Sequence[Any]]:
-    """Return what the statement `commit` takes behind its fence: two arrays of the deletes, nine of the marks, sixteen of the inserts."""
+def statement_of(batch: Batch) -> tuple[str, list[Sequence[Any]]]:
+    """Return the name of the statement that commits a batch, and what it takes behind its fence.
+
+    That is two arrays of the deletes, nine of the marks, sixteen of the inserts; or only the last.
+    """
     deletes, marks = batch.deletes, batch.marks
-    arguments: list[Sequence[Any]] = [[key.slot for key in deletes], [key.seq for key in deletes]]
+    inserts = _columns(batch.inserts, len(_COLUMNS))
+    if not deletes and not marks:
+        return "commit_inserts", inserts
     slots, seqs, _, _, *changes, state_set, states = _columns(marks, _MARK_COLUMNS)
     kept = [state if is_set else None for state, is_set in zip(states, state_set, strict=True)]  # a state that is not set need not travel
-    return [*arguments, slots, seqs, *changes, state_set, kept, *_columns(batch.inserts, len(_COLUMNS))]
+    return "commit", [[key.slot for key in deletes], [key.seq for key in deletes], slots, seqs, *changes, state_set, kept, *inserts]
 
 
 def rows_of(records: Sequence[Any]) -> list[Row | Damaged]:

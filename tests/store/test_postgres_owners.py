@@ -13,6 +13,7 @@ import msgspec
 import psutil
 import pytest
 
+from proteus_shards.core.model import Batch
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store import postgres as postgres_module
 from proteus_shards.store.contract import Damaged
@@ -22,7 +23,7 @@ from proteus_shards.store.postgres_session import connect, query, session
 from tests.conftest import server_environ
 from tests.servers.postgres import PostgresPlace, PostgresServer
 from tests.store.postgres_backing import PostgresBacking, number_of, until
-from tests.store.rows import in_asyncio, inserting, load_all, make_row, opened
+from tests.store.rows import in_asyncio, inserting, key_of, load_all, make_row, opened
 
 TAKEOVERS = 12
 WRITERS = 4
@@ -75,32 +76,37 @@ async def test_no_commit_of_an_older_owner_comes_after_the_newer_one_has_loaded(
     await store.close()
 
 
+@pytest.mark.parametrize("statement", ["commit", "commit_inserts"])
 @pytest.mark.parametrize("locked", [True, False], ids=["with FOR SHARE", "without"])
 @in_asyncio
 async def test_it_is_the_lock_on_the_lease_that_keeps_a_late_commit_out(
-    backing: PostgresBacking, monkeypatch: pytest.MonkeyPatch, locked: bool
+    backing: PostgresBacking, monkeypatch: pytest.MonkeyPatch, statement: str, locked: bool
 ) -> None:
     """A commit that has passed the fence is still writing when a new owner comes. Without the lock it appears after the load."""
     if not locked:
-        without = query("commit").replace(" FOR SHARE", "")
-        assert without != query("commit")
-        monkeypatch.setattr(postgres_module, "query", lambda name: without if name == "commit" else query(name))
-    await backing.before_each_insert(WAIT_AT_GATE)
+        without = query(statement).replace(" FOR SHARE", "")
+        assert without != query(statement)
+        monkeypatch.setattr(postgres_module, "query", lambda name: without if name == statement else query(name))
+    old, new = make_row(1), make_row(2)
     async with session(backing.url, Doing.READING) as gate, opened(backing.store()) as store:
         assert isinstance(store, PostgresStore)
+        await store.commit(inserting(old))
+        await backing.before_each_insert(WAIT_AT_GATE)
         await gate.execute(GATE)
         await store._connection.execute("SET lock_timeout = 0")  # it would not wait at the gate for long
         pid = number_of(store)
-        committing = asyncio.ensure_future(store.commit(inserting(make_row(1))))
+        batch = Batch([key_of(old)] if statement == "commit" else [], [new], [])
+        committing = asyncio.ensure_future(store.commit(batch))
         await until(backing.url, "wait_event = 'advisory' FROM pg_stat_activity WHERE pid = $1", pid)
         async with opened(backing.store()) as heir:
             loaded = await load_all(heir)
             await gate.execute("SELECT pg_advisory_unlock_all()")
             (outcome,) = await asyncio.gather(committing, return_exceptions=True)
-            late = await load_all(heir)
+            later = await load_all(heir)
 
-    assert loaded == []
-    assert (late, type(outcome)) == (([], StoreUnknown) if locked else ([make_row(1)], type(None)))
+    assert loaded == [old]
+    assert type(outcome) is (StoreUnknown if locked else type(None))
+    assert (later == loaded) is locked
 
 
 @in_asyncio
