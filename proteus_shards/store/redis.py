@@ -14,7 +14,12 @@ marks: jobs are still delivered and completed, and heartbeats without a state st
 
 **Too few replicas** within the time (`wait_replicas`) is an unknown outcome: the batch is written, but perhaps only here.
 
-MEASURED
+**One load** reads everything before it yields the first chunk, since the hashes have no order (redis_rows.py says why). The rows then go out as they are taken
+in, so that the peak is what the jobs need anyway.
+
+Measured on 2 cores, Redis 6.2 with appendfsync always, jobs of 110 bytes, rows per second in batches of 1, 100 and 1,000: 2,600, 119,000 and 416,000
+inserted, 3,000, 169,000 and 552,000 deleted. Of that this process spends 85 µs a batch and 0.6 µs a row (marks 0.45, deletes 0.2). A million rows
+take 250 bytes each in Redis, and load with 8 s of processor time, or 12.5 without hiredis; the process that holds them peaks where it ends.
 """
 
 from __future__ import annotations

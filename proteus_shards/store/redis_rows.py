@@ -8,7 +8,8 @@ So a mark writes some 50 bytes, whatever the payload weighs, and a row that is i
 slot and seq, big-endian: they say where a row belongs without it being decoded, which is how rows move between shards.
 
 **No order is kept.** A sorted set of order keys would be written at each insert and delete only for the next start, which needs every row anyway: a load
-reads the hashes in whatever order they come and sorts, which costs it a tenth. What is loaded is the rows of one shard, and they are about to live in its memory.
+reads the hashes in whatever order they come, and sorts. (Measured with 200-byte rows: with the set an insert costs the server 7.7 µs instead of 3.4, a delete 4.6
+instead of 1.9, and each row 140 bytes more; without it a load costs the shard 2 µs a row more, of 8.)
 
 Numbers cross Lua as bytes inside a value, never as numbers: those are doubles there.
 """

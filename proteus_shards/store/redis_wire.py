@@ -10,7 +10,6 @@ command that belongs to another node (MOVED, ASK). All keys of a shard have one 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha1
@@ -151,7 +150,7 @@ class Wire:
                 ssl_ca_certs=tls.ca,
                 ssl_certfile=tls.cert,
                 ssl_keyfile=tls.key,
-                ssl_cert_reqs=ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE,
+                ssl_cert_reqs="required" if tls.verify else "none",
                 ssl_check_hostname=tls.verify,
                 **common,
             )
