@@ -24,6 +24,7 @@ take 250 bytes each in Redis, and load with 8 s of processor time, or 12.5 witho
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -39,8 +40,11 @@ from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Command, Script, Wire, within
 
-BATCH_ROWS_MAX = 5000  # 10 to 20 ms in which Redis does nothing else
-BATCH_BYTES_MAX = 32 * 1024 * 1024
+log = logging.getLogger("proteus_shards.store")
+
+# a script holds up whoever else uses the server: 15 ms for so many small rows, some 100 ms for so many bytes
+BATCH_ROWS_MAX = 5000
+BATCH_BYTES_MAX = 16 * 1024 * 1024
 LOAD_ROWS = 5000  # in a chunk
 LOAD_BYTES = 8 * 1024 * 1024  # of payloads and states in a chunk, about
 READ_ROWS = 500  # asked for at once
@@ -72,6 +76,7 @@ class RedisStore:
         self._where = f"redis {url.where}, shard {shard}"
         self._wire = Wire(url)
         self._keys: ShardKeys | None = None
+        self._trial_keys: ShardKeys | None = None
         self._reader: RowReader | None = None
         self._epoch = 0
         self._batch = 0  # the last one that was acknowledged
@@ -105,6 +110,7 @@ class RedisStore:
             found = await self._part(scan)
             for field, value in zip(found[::2], found[1::2], strict=True):
                 rows[field] = reader.row(field, value, marks.get(field), states.get(field))
+        await self._check_whole(keys, len(rows), len(marks), len(states))
         for field in (marks.keys() | states.keys()) - rows.keys():
             rows[field] = reader.damaged(field, "there is a mark or a state, but no row")
         ordered = in_order(rows.values())
@@ -165,13 +171,20 @@ class RedisStore:
 
     async def close(self) -> None:
         """End the connection, and remove what a trial wrote."""
-        closing, self._closed = not self._closed, True
+        self._closed = True
         try:
-            if closing and self._shards is None and self._keys is not None and self._wire.usable:
-                async with self._talking():
-                    await self._wire.call("UNLINK", *self._keys.all)
+            await self.remove_trial()
+        except StoreError as error:
+            log.warning("keys of a trial not removed", extra={"error": str(error)})
         finally:
             await self._wire.close()
+
+    async def remove_trial(self) -> None:
+        """Remove what a trial wrote; of any other store nothing."""
+        keys, self._trial_keys = self._trial_keys, None
+        if keys is not None:
+            async with self._talking():
+                await self._wire.call("UNLINK", *keys.all)
 
     @asynccontextmanager
     async def _talking(self) -> AsyncIterator[None]:
@@ -257,6 +270,7 @@ class RedisStore:
         """Return keys that no other has."""
         keys = tagged(f"{self._url.prefix}:trial:{self._owner}")
         await self._reach(keys)
+        self._trial_keys = keys
         await self._wire.run(_CREATE, keys.all, "", 0, 1)
         return keys
 
@@ -294,6 +308,13 @@ class RedisStore:
         return isinstance(entry, bytes) and entry.startswith(b"filling")
 
     # --- reading -------------------------------------------------------------------------------------------------
+
+    async def _check_whole(self, keys: ShardKeys, *found: int) -> None:
+        """Raise `StoreRefused` unless that is all there is: a scan that is continued on another node (a failover, a slot that moves) may pass over fields."""
+        async with self._talking():
+            there = await self._wire.call_all([("HLEN", key) for key in (keys.rows, keys.marks, keys.states)])
+        if list(found) != there:
+            raise StoreRefused(f"{self._where}: {found} rows, marks and states were read of {tuple(there)}: the keys moved meanwhile")
 
     async def _part(self, scan: Scan) -> list[bytes]:
         async with self._talking():

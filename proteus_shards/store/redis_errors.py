@@ -67,6 +67,7 @@ _CLASSES: tuple[tuple[type[Exception], str], ...] = (
     (AskError, "ASK"),
 )
 _WORD = re.compile(r"\b[A-Z]{3,}\b")
+_FROM_SCRIPT = "Error running script"
 
 
 class WireError(Exception):
@@ -105,8 +106,10 @@ def code_of(error: RedisError) -> str | None:
         return "MAXCLIENTS"
     if not isinstance(error, ResponseError):
         return None
-    words: list[str] = _WORD.findall(text)
-    return next((word for word in words if word in _PASSING or word in _LASTING), words[0] if words else "ERR")
+    first = _WORD.match(text)
+    if first is None and text.startswith(_FROM_SCRIPT):
+        first = next((found for found in _WORD.finditer(text) if found[0] in _PASSING or found[0] in _LASTING), None)
+    return first[0] if first is not None else "ERR"
 
 
 def fault_of(error: WireError, where: str, *, committing: bool = False) -> StoreError:

@@ -17,6 +17,7 @@ from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Wire
 
 VERSION_MIN = (6, 2)
+_FORBIDDEN = {"NOPERM", "ERR"}  # a command that was renamed or taken away is an unknown one
 _SETTINGS = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 
 
@@ -67,7 +68,9 @@ async def look(wire: Wire) -> Survey:
     for name in _SETTINGS:
         try:
             found = await wire.call("CONFIG", "GET", name)
-        except ServerSaid:
+        except ServerSaid as error:
+            if error.code not in _FORBIDDEN:
+                raise
             settings = None
             break
         assert settings is not None

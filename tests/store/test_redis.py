@@ -11,7 +11,7 @@ from proteus_shards.core.model import Batch
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.redis import BATCH_ROWS_MAX
-from proteus_shards.store.redis_place import common_key
+from proteus_shards.store.redis_place import Scan, common_key
 from proteus_shards.store.redis_rows import field_of, pairs_packed
 from tests.servers.redis import RedisPlace
 from tests.store.exercise import Backing, KeepingExercise
@@ -168,6 +168,24 @@ async def test_what_is_no_row_is_said_and_left_where_it_is(backing: RedisBacking
         "there is a mark or a state, but no row",
     }
     assert all(item.where.startswith(backing.keys.rows) for item in damaged)
+
+
+@in_asyncio
+async def test_a_load_that_was_not_given_all_rows_is_refused(backing: RedisBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan that goes on at another node, after a failover, may pass over some: no shard starts without them."""
+    rows = [make_row(seq, payload=bytes(100)) for seq in range(600)]
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(*rows))
+    real = Scan.next
+
+    async def next_but_for_one(scan: Scan) -> list[bytes]:
+        found = await real(scan)
+        return found[2:] if scan.done else found
+
+    monkeypatch.setattr(Scan, "next", next_but_for_one)
+    async with owning(backing.store()) as store:
+        with pytest.raises(StoreRefused, match=r"\(599, 0, 0\) .* of \(600, 0, 0\)"):
+            await load_all(store)
 
 
 @in_asyncio

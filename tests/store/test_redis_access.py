@@ -119,7 +119,7 @@ async def test_the_permissions_that_the_doctor_names_are_enough(tmp_path: Path) 
     assert [finding for finding in findings if finding.level in {"fault", "warning"}] == []
 
 
-@pytest.mark.parametrize("less", ["-evalsha", "-eval", "-hset", "-hscan", "resetkeys"])
+@pytest.mark.parametrize("less", ["-evalsha", "-eval", "-hset", "-hscan", "-unlink", "resetkeys"])
 @in_asyncio
 async def test_a_permission_that_lacks_is_found_by_the_doctor(tmp_path: Path, less: str) -> None:
     """With the line that gives it; the secret is not in it."""

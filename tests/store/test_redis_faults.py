@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as LostError
 
 from proteus_shards.core.model import Batch, Row
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Durability
 from proteus_shards.store.redis import RedisStore
-from proteus_shards.store.redis_errors import Unanswered
+from proteus_shards.store.redis_errors import ServerSaid, Unanswered, code_of, fault_of
 from tests.conftest import eventually
 from tests.servers.redis import RedisServer, binaries, running
 from tests.store.redis_backing import RedisBacking, outcome_of, owning, redis_url
@@ -343,6 +345,7 @@ async def test_an_idle_connection_that_the_server_closed_is_made_anew(start_redi
     backing = RedisBacking(server)
     async with owning(backing.store()) as store:
         await store.commit(inserting(make_row(1)))
+        assert store._wire.usable
         server.ask("CLIENT", "KILL", "TYPE", "normal")
         while store._wire.usable:
             await asyncio.sleep(0)
@@ -426,3 +429,30 @@ async def test_a_commit_whose_answer_never_came_is_told_by_reading(start_redis: 
         await store.commit(deleting(make_row(1)))
 
     assert isinstance(raised.value.__cause__, Unanswered)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fault"),
+    [
+        (ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF", StoreRefused),
+        (
+            ResponseError("Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't"),
+            "READONLY",
+            StoreRefused,
+        ),
+        (ResponseError("Error running script (call to f_0): @user_script:1: WRONGTYPE Operation against a key"), "WRONGTYPE", StoreFailed),
+        (ResponseError("max number of clients reached"), "MAXCLIENTS", StoreRefused),
+        (ResponseError("unknown command 'EVALSHA', with args beginning with: 'LOADING'"), "ERR", StoreUnknown),
+        (ResponseError("SURPRISE of a later version"), "SURPRISE", StoreUnknown),
+        (AuthenticationError("Authentication required."), "NOAUTH", StoreRefused),
+        (AuthenticationError("invalid username-password pair or user is disabled."), "WRONGPASS", StoreRefused),
+        (LostError("Error while reading"), None, None),
+    ],
+)
+def test_what_an_answer_means_is_told_by_its_first_word(error: RedisError, code: str | None, fault: type[StoreError] | None) -> None:
+    """Or by one that is known, behind the sentence of Redis 6 about scripts. What nobody has foreseen is not trusted to have written nothing."""
+    assert code_of(error) == code
+    if code is not None:
+        told = fault_of(ServerSaid(code), "redis here", committing=True)
+        assert type(told) is fault
+        assert str(error) not in str(told)
