@@ -1,6 +1,6 @@
 """A Redis server of a test's own: the one of the wheel, or one that is installed on the machine.
 
-The server ends with the process that started it, however that ends.
+The server ends with the process that started it, however that ends: on Linux with the thread that did, so that a test starts it in its main one.
 `PROTEUS_TEST_REDIS_URL` names a server that runs already; then only tests that need not hurt it can use it.
 """
 

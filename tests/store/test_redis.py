@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from proteus_shards.core.model import Batch
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused
 from proteus_shards.store.contract import Damaged, Durability
-from proteus_shards.store.redis import BATCH_ROWS_MAX
+from proteus_shards.store.redis import BATCH_ROWS_MAX, RedisStore
 from proteus_shards.store.redis_place import Scan, common_key
 from proteus_shards.store.redis_rows import field_of, pairs_packed
 from tests.servers.redis import RedisPlace
@@ -214,6 +215,35 @@ async def test_whoever_was_taken_over_does_not_take_back(backing: RedisBacking) 
         with pytest.raises(StoreFenced):
             await first.reopen()
         await second.commit(inserting(make_row(1)))
+
+
+@in_asyncio
+async def test_nothing_of_an_old_owner_is_written_after_a_new_one_has_loaded(backing: RedisBacking) -> None:
+    """However often owners change while each writes as fast as it can."""
+    seq = 0
+
+    async def write(store: RedisStore) -> None:
+        nonlocal seq
+        while True:
+            seq += 1
+            await store.commit(inserting(make_row(seq)))
+
+    owner = backing.store()
+    await owner.open()
+    for _ in range(25):
+        writing = asyncio.create_task(write(owner))
+        written = seq
+        while seq < written + 3 and not writing.done():
+            await asyncio.sleep(0)
+        heir = backing.store()
+        await heir.open()
+        seen = await load_all(heir)
+        with pytest.raises(StoreFenced):
+            await writing
+        assert await load_all(heir) == seen
+        await owner.close()
+        owner = heir
+    await owner.close()
 
 
 @in_asyncio

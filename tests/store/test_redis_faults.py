@@ -339,6 +339,26 @@ async def test_what_was_acknowledged_survives_the_death_of_the_server(start_redi
 
 
 @in_asyncio
+async def test_a_batch_that_was_cut_in_the_middle_is_not_written(start_redis: StartRedis) -> None:
+    """Half of it was sent when the connection was lost: the outcome is unknown, and reading tells that nothing of it is there."""
+    server = start_redis()
+    backing = RedisBacking(server)
+    large = [make_row(seq, payload=bytes(1_000_000)) for seq in range(10, 20)]
+    async with owning(backing.store()) as store:
+        await store.commit(inserting(make_row(1)))
+        server.pause()
+        cut = asyncio.create_task(outcome_of(store.commit(inserting(*large))))
+        await asyncio.sleep(0)
+        store._wire._connection._writer.transport.abort()
+        assert await cut is StoreUnknown
+        server.resume()
+        await store.reopen()
+        assert await store.read([key_of(row) for row in large]) == {}
+        await store.commit(inserting(*large))
+        assert await load_all(store) == [make_row(1), *large]
+
+
+@in_asyncio
 async def test_an_idle_connection_that_the_server_closed_is_made_anew(start_redis: StartRedis) -> None:
     """No job pays for it."""
     server = start_redis()
