@@ -96,8 +96,9 @@ class Client:
             return
         await self.close()
         url = self.url
+        attempt_seconds = url.timeout_seconds / ATTEMPTS_IN_TIME
         config = AioConfig(
-            connect_timeout=url.connect_seconds,
+            connect_timeout=min(url.connect_seconds, attempt_seconds / 2),  # below that of an attempt: what did not connect is no doubt
             read_timeout=url.timeout_seconds,
             max_pool_connections=CALLS_AT_ONCE,
             retries={"total_max_attempts": 1, "mode": "standard"},

@@ -158,7 +158,7 @@ def table_finding(client: Client, table: Table | None) -> Finding:
 
 
 def billing_findings(table: Table) -> Iterator[Finding]:
-    """Say how it is paid for, and whether it can be deleted by mistake."""
+    """Say how it is paid for, where else it is, and whether it can be deleted by mistake."""
     if table.on_demand:
         yield Finding("good", "billing is on demand")
     else:
@@ -169,6 +169,9 @@ def billing_findings(table: Table) -> Iterator[Finding]:
             "enqueued, delivered and completed; beyond that requests get 429",
             "let it scale by itself, or switch the table to on-demand billing" if units < 100 else "",
         )
+    if table.replicas:
+        what = "the table has replicas in other regions, and what keeps two owners apart holds within one region only"
+        yield Finding("warning", what, "run servers in one region; let another take over only when this one has ended")
     if not table.protected:
         yield Finding(
             "note", "the table has no deletion protection", "aws dynamodb update-table --deletion-protection-enabled --table-name …"

@@ -47,6 +47,7 @@ class Table(msgspec.Struct, frozen=True):
     types: list[dict[str, str]] = msgspec.field(name="AttributeDefinitions", default_factory=list)
     billing: dict[str, Any] = msgspec.field(name="BillingModeSummary", default_factory=dict)
     throughput: dict[str, Any] = msgspec.field(name="ProvisionedThroughput", default_factory=dict)
+    replicas: list[dict[str, Any]] = msgspec.field(name="Replicas", default_factory=list)
     protected: bool = msgspec.field(name="DeletionProtectionEnabled", default=False)
 
     @property

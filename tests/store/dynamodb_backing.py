@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import Protocol
+from urllib.parse import urlencode
+from uuid import uuid4
 
 from proteus_shards.store.contract import Store
 from proteus_shards.store.dynamodb import DynamodbStore
 from proteus_shards.store.dynamodb_prepare import prepare
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.urls import read_url
-from tests.servers.dynamodb import Process
 
 _tables = count()
+
+
+class Places(Protocol):
+    """Where tables are made."""
+
+    def url(self, name: str, **options: str) -> str:
+        """Return the URL of a table of that name."""
+        ...
+
+
+class Foreign:
+    """A service that the environment names: `PROTEUS_TEST_DYNAMODB_URL`, whose table is the beginning of the names of all. They are left there."""
+
+    def __init__(self, url: str) -> None:
+        place, _, query = url.partition("?")
+        self._url = f"{place}-{uuid4().hex[:8]}"
+        self._query = query
+
+    def url(self, name: str, **options: str) -> str:
+        return f"{self._url}-{name}?{'&'.join(filter(None, [self._query, urlencode(options)]))}"
 
 
 class DynamodbBacking:
     """A table of its own."""
 
-    def __init__(self, server: Process, **options: str) -> None:
+    def __init__(self, server: Places, **options: str) -> None:
         self.server = server
         self.table = f"table-{next(_tables)}"
         url = read_url(server.url(self.table, **options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.servers.dynamodb import MotoServer
 from tests.servers.dynamodb_local import DynamodbLocalServer
 from tests.servers.strict_dynamodb import StrictServer
-from tests.store.dynamodb_backing import DynamodbBacking
+from tests.store.dynamodb_backing import DynamodbBacking, Foreign
 from tests.store.exercise import Backing, KeepingExercise
 
 pytest_plugins = ["tests.servers.dynamodb_fixtures"]
@@ -50,3 +51,15 @@ class TestLocal(KeepingExercise):
         if request.node.originalname in DRAWN:
             pytest.skip("takes too long; the strict double runs it")
         return lambda: DynamodbBacking(local_dynamodb)
+
+
+class TestForeign(KeepingExercise):
+    """The shared suite on the service that the environment names, and pays for."""
+
+    @pytest.fixture
+    def new_backing(self) -> Callable[[], Backing]:
+        url = os.environ.get("PROTEUS_TEST_DYNAMODB_URL")
+        if url is None:
+            pytest.skip("PROTEUS_TEST_DYNAMODB_URL names none")
+        server = Foreign(url)
+        return lambda: DynamodbBacking(server)
