@@ -49,6 +49,7 @@ from proteus_shards.store.dynamodb_rows import (
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 
 LOAD_ROWS = 5000  # in a chunk
+LOAD_BYTES = 8 * 1024 * 1024
 
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 _NOTHING = msgspec.Raw(b"[]")
@@ -105,8 +106,12 @@ class DynamodbStore:
         await run_all(self._query(number, found) for number in range(PARTITIONS))
         found.sort(key=_last_first)
         while found:
-            chunk = found[: -LOAD_ROWS - 1 : -1]
-            del found[-LOAD_ROWS:]
+            chunk: list[Row | Damaged] = []
+            size = 0
+            while found and len(chunk) < LOAD_ROWS and size < LOAD_BYTES:
+                row = found.pop()
+                chunk.append(row)
+                size += len(row.payload) + len(row.state or b"") if isinstance(row, Row) else 0
             yield chunk
 
     async def commit(self, batch: Batch) -> None:

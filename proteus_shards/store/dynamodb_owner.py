@@ -105,21 +105,21 @@ async def write_layout(client: Client, layout: Layout, before: Layout | None) ->
     return not isinstance(outcome, Unmet) or (outcome.doubtful and await read_layout(client) == layout)
 
 
-async def raise_epoch(client: Client, layout: Layout, shard: int) -> bool:
-    """Fence whoever holds a shard's lease. Returns False where the layout is no longer the one given.
+async def raise_epoch(client: Client, layout: Layout, shard: int, top: int) -> bool:
+    """Fence whoever holds a shard's lease: its epoch becomes `top`, unless it is as high already. Returns False where the layout is no longer the one given.
 
     A transaction for each lease: one for many would conflict with any commit of any owner that is still at work.
     """
-    check = _layout_check(client, "turn = :turn AND settled = :settled", {":turn": {"N": str(layout.turn)}, ":settled": {"BOOL": False}})
-    update = {
-        "TableName": client.url.table,
-        "Key": lease_key(lease_of(shard)),
-        "UpdateExpression": "SET #owner = :nobody ADD epoch :one",
-        "ExpressionAttributeNames": {"#owner": "owner"},
-        "ExpressionAttributeValues": {":nobody": {"S": "nobody"}, ":one": {"N": "1"}},
-    }
-    outcome = await client.call("transact_write_items", transaction([check, {"Update": update}]))
-    return not isinstance(outcome, Unmet)
+    name = lease_of(shard)
+    while (now := await read_lease(client, name)).epoch < top:
+        update = _lease_update(client, name, now, Lease(top, "nobody"))
+        check = _layout_check(
+            client, "turn = :turn AND settled = :settled", {":turn": {"N": str(layout.turn)}, ":settled": {"BOOL": False}}
+        )
+        outcome = await client.call("transact_write_items", transaction([update, check]))
+        if isinstance(outcome, Unmet) and outcome.at(-1):
+            return False
+    return True
 
 
 async def take_lease(client: Client, name: str, owner: str, shards: int | None, mine: Lease | None) -> Lease:
@@ -134,17 +134,7 @@ async def take_lease(client: Client, name: str, owner: str, shards: int | None, 
         if mine is not None and now != mine:
             raise StoreFenced(f"the lease is at epoch {now.epoch}, this process has {mine.epoch}: another has taken over")
         taken = Lease(now.epoch + 1, owner)
-        update: dict[str, Any] = {
-            "TableName": client.url.table,
-            "Key": lease_key(name),
-            "UpdateExpression": "SET epoch = :next, #owner = :owner",
-            "ConditionExpression": "epoch = :now" if now.epoch else "attribute_not_exists(pk)",
-            "ExpressionAttributeNames": {"#owner": "owner"},
-            "ExpressionAttributeValues": {":next": {"N": str(taken.epoch)}, ":owner": {"S": owner}},
-        }
-        if now.epoch:
-            update["ExpressionAttributeValues"][":now"] = {"N": str(now.epoch)}
-        actions: list[dict[str, Any]] = [{"Update": update}]
+        actions = [_lease_update(client, name, now, taken)]
         if shards is not None:
             values = {":version": {"N": str(LAYOUT_VERSION)}, ":shards": {"N": str(shards)}, ":settled": {"BOOL": True}}
             actions.append(_layout_check(client, "version = :version AND shards = :shards AND settled = :settled", values))
@@ -180,6 +170,22 @@ def lease_check(table: str, name: str, lease: Lease) -> dict[str, Any]:
 def transaction(actions: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a transaction with a token of its own: sent twice, it is done once."""
     return {"TransactItems": actions, "ClientRequestToken": str(uuid.uuid4())}
+
+
+def _lease_update(client: Client, name: str, now: Lease, then: Lease) -> dict[str, Any]:
+    """Return the action that changes a lease from what it is now."""
+    update: dict[str, Any] = {
+        "TableName": client.url.table,
+        "Key": lease_key(name),
+        "UpdateExpression": "SET epoch = :then, #owner = :owner",
+        "ConditionExpression": "attribute_not_exists(pk)",
+        "ExpressionAttributeNames": {"#owner": "owner"},
+        "ExpressionAttributeValues": {":then": {"N": str(then.epoch)}, ":owner": {"S": then.owner}},
+    }
+    if now.epoch:
+        update["ConditionExpression"] = "epoch = :now"
+        update["ExpressionAttributeValues"][":now"] = {"N": str(now.epoch)}
+    return {"Update": update}
 
 
 def _layout_check(client: Client, condition: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Rows carry their slot in their key, so another number of shards moves nothing. What must happen is that the owners of the old layout end:
 
 1. the layout names the new number and is not settled: from now on no shard can take an epoch, of either layout;
-2. the epoch of every lease that ever was is raised, each in a transaction that checks that the layout is still the one of step 1: the old
+2. the epoch of every lease that ever was is raised above all of them (a slot may come to a shard whose own epoch was lower), each in a transaction that checks that the layout is still the one of step 1: the old
    owners can write no more;
 3. the layout is settled: shards may open.
 
@@ -23,7 +23,7 @@ import msgspec
 
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.dynamodb_client import Client, Unmet, run_all
-from proteus_shards.store.dynamodb_owner import LAYOUT_VERSION, Layout, raise_epoch, read_layout, write_layout
+from proteus_shards.store.dynamodb_owner import LAYOUT_VERSION, Layout, Lease, lease_of, raise_epoch, read_layout, read_lease, write_layout
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 
 # Where a process may be stopped and leave things as no other moment does.
@@ -167,12 +167,18 @@ async def _settle(client: Client, shards: int, step: Step) -> str | None:
 
 
 async def _fence(client: Client, layout: Layout, step: Step) -> bool:
-    """Raise the epoch of every lease. Returns False where the layout was changed meanwhile."""
+    """Raise the epoch of every lease above all that any owner has had. Returns False where the layout was changed meanwhile."""
+    leases: list[Lease] = []
     done: list[bool] = []
 
-    async def fence(shard: int) -> None:
-        done.append(await raise_epoch(client, layout, shard))
+    async def read(shard: int) -> None:
+        leases.append(await read_lease(client, lease_of(shard)))
+
+    async def fence(shard: int, top: int) -> None:
+        done.append(await raise_epoch(client, layout, shard, top))
         step("fenced")
 
-    await run_all(fence(shard) for shard in range(layout.leases))
+    await run_all(read(shard) for shard in range(layout.leases))  # none can be taken while the layout is not settled
+    top = 1 + max(lease.epoch for lease in leases)
+    await run_all(fence(shard, top) for shard in range(layout.leases))
     return all(done)

@@ -157,14 +157,18 @@ def item_of(row: Row, place: str) -> Item:
 
 def size_of(row: Row) -> int:
     """Return how many bytes a row's item has at most. Raises `StorePermanent` where a text is no unicode."""
+    return _FIXED_BYTES + _bytes_of(row.queue, row.id, row.reason or "") + len(row.payload) + len(row.state or b"")
+
+
+def _bytes_of(*texts: str) -> int:
     try:
-        texts = len(row.queue.encode()) + len(row.id.encode()) + len((row.reason or "").encode())
+        return sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError:
-        raise StorePermanent("a name with a lone surrogate cannot be stored") from None  # the error holds the name
-    return _FIXED_BYTES + texts + len(row.payload) + len(row.state or b"")
+        raise StorePermanent("a text with a lone surrogate cannot be stored") from None  # the error holds the text
 
 
 def _update_of(mark: Mark, table: str, place: str) -> Item:
+    _bytes_of(mark.reason or "")
     values: Item = {
         ":st": {"N": str(int(mark.status))},
         ":at": {"N": str(mark.attempt)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Protocol
 from urllib.parse import urlencode
@@ -39,19 +41,20 @@ class Foreign:
 class DynamodbBacking:
     """A table of its own."""
 
-    def __init__(self, server: Places, **options: str) -> None:
+    def __init__(self, server: Places, *, prepared: bool = True, **options: str) -> None:
         self.server = server
         self.table = f"table-{next(_tables)}"
         url = read_url(server.url(self.table, **options))
         assert isinstance(url, DynamodbUrl)
         self.url = url
-        self._prepared = False
+        if prepared:  # in a thread: an event loop may be running in this one
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(lambda: asyncio.run(self.prepare(1))).result()
 
     def store(self, shard: int = 0, shards: int = 1) -> DynamodbStore:
-        return Prepared(self, shard, shards)
+        return DynamodbStore(self.url, shard, shards)
 
     async def prepare(self, shards: int) -> None:
-        self._prepared = True
         await prepare(self.url, shards)
 
     async def usurp(self, store: Store) -> None:
@@ -60,20 +63,3 @@ class DynamodbBacking:
         other = DynamodbStore(self.url, 0, 1)
         await other.open()
         await other.close()
-
-    async def have_table(self) -> None:
-        """Make the table at its first use, as a coroutine may only then be run."""
-        if not self._prepared:
-            await self.prepare(1)
-
-
-class Prepared(DynamodbStore):
-    """A store whose table is made when it is opened."""
-
-    def __init__(self, backing: DynamodbBacking, shard: int, shards: int) -> None:
-        super().__init__(backing.url, shard, shards)
-        self._backing = backing
-
-    async def open(self) -> int:
-        await self._backing.have_table()
-        return await super().open()

@@ -44,7 +44,7 @@ async def test_a_good_table_has_no_fault_and_nothing_is_written(double: StrictSe
 async def test_a_table_that_is_not_there_is_a_fault_that_says_how_it_is_made(double: StrictServer) -> None:
     """With create=no, too; no table is made by looking."""
     for create in ("yes", "no"):
-        found = await findings(DynamodbBacking(double, create=create))
+        found = await findings(DynamodbBacking(double, prepared=False, create=create))
         assert (found[-1].level, "there is no table" in found[-1].what) == ("fault", True)
         assert "start the server once" in found[-1].remedy
 

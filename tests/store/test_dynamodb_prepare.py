@@ -33,7 +33,7 @@ def double(strict_dynamodb: StrictServer) -> StrictServer:
 @pytest.fixture
 def backing(double: StrictServer) -> DynamodbBacking:
     """Return a place where no table is yet."""
-    return DynamodbBacking(double)
+    return DynamodbBacking(double, prepared=False)
 
 
 async def rows_by_shards(backing: DynamodbBacking, shards: int) -> list[int]:
@@ -137,7 +137,7 @@ async def test_two_numbers_at_once_end_in_one_of_them(backing: DynamodbBacking) 
 @in_asyncio
 async def test_create_no_makes_nothing(double: StrictServer) -> None:
     """It says what is missing."""
-    backing = DynamodbBacking(double, create="no")
+    backing = DynamodbBacking(double, prepared=False, create="no")
     with pytest.raises(StoreError, match=f"there is no table {backing.table} in us-east-1.*create=no"):
         await prepare(backing.url, 1)
 
@@ -152,7 +152,7 @@ async def test_a_table_of_another_kind_is_refused_and_left_alone(double: StrictS
     double.ask(changes=[([backing.table, "layout", "layout"], {**layout, "version": {"N": "2"}})])
     with pytest.raises(StoreError, match=r"written by another version \(layout 2, this one knows 1\)"):
         await prepare(backing.url, 1)
-    other = DynamodbBacking(double)
+    other = DynamodbBacking(double, prepared=False)
     double.ask(table=other.table)
     with pytest.raises(StoreError, match="its keys are not the texts pk"):
         await prepare(other.url, 1)
@@ -161,7 +161,7 @@ async def test_a_table_of_another_kind_is_refused_and_left_alone(double: StrictS
 @in_asyncio
 async def test_billing_is_what_the_url_says(double: StrictServer) -> None:
     """On demand, or so many units."""
-    backing = DynamodbBacking(double, billing="provisioned", read_units="7", write_units="8")
+    backing = DynamodbBacking(double, prepared=False, billing="provisioned", read_units="7", write_units="8")
     await prepare(backing.url, 1)
 
     assert double.ask(describe=backing.table)["table"]["ProvisionedThroughput"] == {"ReadCapacityUnits": 7, "WriteCapacityUnits": 8}
