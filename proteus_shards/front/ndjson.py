@@ -11,8 +11,11 @@ and because nothing can be said of what follows a refusal that is not known yet.
 **A line that is wrong is counted, and reading goes on**: lines cannot lose their frame. That holds for a line over the limit, too, of which no
 more than the limit is kept.
 
-**What may be tried again ends the reading.** When a job is refused for the moment (429) or perhaps (503), those behind it would be too, or would pass it.
-The answer then says in `stopped` from which line on nothing was looked at. The same goes for the limits of the whole: ndjson_bytes_max,
+**Busy shards are waited for.** What was surely without effect is sent again after a moment, and nothing behind it before that: so many uploads at once, or a
+shard that starts again, slow a body down and do not end it.
+
+**What may be tried again ends the reading.** When a job is still refused for the moment (429), or perhaps was not enqueued (503), those behind it would be
+refused too, or would pass it. The answer then says in `stopped` from which line on nothing was looked at. The same goes for the limits of the whole: ndjson_bytes_max,
 ndjson_seconds_max, and a body that does not come, or cannot be unpacked.
 
 Jobs that were accepted stay so, whatever comes after them, also when the client goes away in the midst of its body.
@@ -26,7 +29,7 @@ from typing import Any, TypeAlias
 import trio
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Enqueue, Outcome
+from proteus_shards.core.commands import Enqueue, Outcome, Reason, Refused
 from proteus_shards.front.answers import Answer, Problem, fault
 from proteus_shards.front.batches import Tally, line_too_long
 from proteus_shards.front.bodies import Unpacker, unpacker_of
@@ -37,6 +40,8 @@ from proteus_shards.front.queries import parse_query
 from proteus_shards.front.router import Router
 
 HELD_BYTES_MAX = 512 * 1024  # of lines that are read and not sent yet; one line may be larger
+RETRY_SECONDS_MIN = 0.02
+RETRY_SECONDS_MAX = 1.0
 
 Line: TypeAlias = tuple[int, "Enqueue | Problem", int]  # number, job, bytes
 _PATHS = frozenset(prefix + "/enqueue" for prefix in PREFIXES)
@@ -203,13 +208,29 @@ class _Upload:
             self._held_bytes -= sum(size for _, _, size in lines)
             self._change()
             items = [item for _, item, _ in lines]
-            self._tally.add([number for number, _, _ in lines], items, await self._outcomes(items))
+            self._tally.add([number for number, _, _ in lines], items, await self._settle(items))
             if self._tally.retryable is not None:
                 after = self._held[0][0] if self._held else self._lines.next_line
                 self._stop(self._tally.retryable, "a line was refused for the moment; those from this one on were not looked at", after)
                 return
 
-    async def _outcomes(self, items: list[Enqueue | Problem]) -> list[Outcome]:
+    async def _settle(self, items: list[Enqueue | Problem]) -> list[Outcome]:
+        """Enqueue what is right, and return the outcomes. What a busy shard did not take is tried again, in order, for request_seconds_max."""
+        jobs = [item for item in items if not isinstance(item, Problem)]
+        outcomes = await self._submit(jobs)
+        deadline = trio.current_time() + self._settings.request_seconds_max
+        pause = RETRY_SECONDS_MIN
+        while trio.current_time() + pause < deadline and not self._router.draining:
+            busy = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Refused) and outcome.reason is Reason.BUSY]
+            if not busy:
+                break
+            await trio.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS_MAX)
+            for place, outcome in zip(busy, await self._submit([jobs[place] for place in busy]), strict=True):
+                outcomes[place] = outcome
+        return outcomes
+
+    async def _submit(self, jobs: list[Enqueue]) -> list[Outcome]:
         found: list[Outcome] = []
         settled = trio.Event()
 
@@ -217,7 +238,7 @@ class _Upload:
             found.extend(outcomes)
             settled.set()
 
-        self._router.submit_all([item for item in items if not isinstance(item, Problem)], take)
+        self._router.submit_all(jobs, take)
         await settled.wait()
         return found
 

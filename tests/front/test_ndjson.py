@@ -149,6 +149,27 @@ async def test_a_refusal_for_the_moment_ends_the_reading_and_says_where(tmp_path
         assert 150 == len(shard.commands)
 
 
+async def test_busy_shards_are_waited_for_and_order_is_kept(tmp_path: Path) -> None:
+    """What was refused is sent again before anything behind it, for a time."""
+    entered: list[str] = []
+    takes = iter([True] * 20 + [False] * 30 + [True] * 30)  # the second try brings in the rest; from then on nothing is taken
+
+    def answer(command: Command) -> Outcome | None:
+        if not isinstance(command, Enqueue):
+            return obliging(command)
+        if not next(takes, False):
+            return Refused(Reason.BUSY, "busy")
+        entered.append(command.id)
+        return Done()
+
+    data = b"".join(job_body(id=str(number)) + b"\n" for number in range(50))
+    async with linked(tmp_path, SETTINGS, answer) as (router, _):
+        assert 202 == (await enqueue(body_of([data]), router, SETTINGS))[0]
+        assert [str(number) for number in range(50)] == entered
+        status, summary = await enqueue(body_of([data * 2]), router, Settings(shards=1, request_seconds_max=0.2))
+        assert (207, 0, 429, 101) == (status, summary["accepted"], summary["stopped"]["status"], summary["stopped"]["line"])
+
+
 async def test_a_drain_ends_the_reading(tmp_path: Path) -> None:
     """What was accepted stays, and the client learns from where to go on."""
     async with linked(tmp_path, SETTINGS) as (router, (shard,)):
