@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from proteus_shards.front.operations import QueueCommand
     from proteus_shards.front.router import Router
 
-JOBS_BYTES_MAX = 8 * 1024 * 1024  # of payloads and states, after which no further queue is asked
+JOBS_BYTES_MAX = 8 * 1024 * 1024  # of payloads and states, after which no further queue is asked; one next alone may bring more
 
 OnAnswer: TypeAlias = "Callable[[Answer, Sequence[Delivery]], None]"
 ShowJobs: TypeAlias = "Callable[[Delivered], Answer]"
@@ -101,7 +101,7 @@ class NextOfSeveral:
         self._under_way.pop(place, None)
         if isinstance(outcome, Delivered):
             self._jobs += outcome.jobs
-            self._bytes += sum(len(job.payload) + len(job.state or b"") for job in outcome.jobs)
+            self._bytes += _bytes_of(outcome.jobs)
         elif isinstance(outcome, Refused) and self._refused is None:
             self._refused = refusal(outcome, self.queues[place]).answer()
         self._ask(place + 1)
@@ -249,11 +249,30 @@ class Batch:
         self._over = True
 
     def _take(self, outcomes: list[Outcome]) -> None:
-        jobs = [job for outcome in outcomes if isinstance(outcome, Delivered) for job in outcome.jobs] if self.delivers else []
+        jobs = self._fitting(outcomes) if self.delivers else []
         if self._over:
             self._router.undeliver(jobs)
         else:
             _tell(self._router, self._on_answer, partial(self._show, self.items, outcomes), jobs)
+
+    def _fitting(self, outcomes: list[Outcome]) -> list[Delivery]:
+        """Return the jobs that the answer has room for. Those of a `next` beyond that go back, and its outcome becomes a refusal."""
+        jobs: list[Delivery] = []
+        size = 0
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, Delivered) and outcome.jobs:
+                more = _bytes_of(outcome.jobs)
+                if jobs and size + more > JOBS_BYTES_MAX:
+                    self._router.undeliver(outcome.jobs)
+                    outcomes[place] = Refused(Reason.BUSY, f"the answer would have more than {JOBS_BYTES_MAX} bytes of payload and state")
+                else:
+                    jobs += outcome.jobs
+                    size += more
+        return jobs
+
+
+def _bytes_of(jobs: Sequence[Delivery]) -> int:
+    return sum(len(job.payload) + len(job.state or b"") for job in jobs)
 
 
 def _tell(router: Router, on_answer: OnAnswer, show: Callable[[], Answer], jobs: Sequence[Delivery]) -> None:

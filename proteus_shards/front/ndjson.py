@@ -39,7 +39,9 @@ from proteus_shards.front.operations import PREFIXES
 from proteus_shards.front.queries import parse_query
 from proteus_shards.front.router import Router
 
-HELD_BYTES_MAX = 512 * 1024  # of lines that are read and not sent yet; one line may be larger
+HELD_BYTES_MAX = 1024 * 1024  # of lines that are read and not sent yet; one line may be larger
+LINE_BYTES = 512  # what a line weighs beside its text: a thousand short ones are objects, too
+STEP_BYTES = 8 * 1024  # of a body that are read before others have their turn
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
 
@@ -77,9 +79,9 @@ class LineReader:
     def end(self) -> Iterator[Line]:
         """Take note that the line at hand ends here."""
         if self._too_long:
-            yield self.next_line, line_too_long(self._settings), 0
+            yield self.next_line, line_too_long(self._settings), LINE_BYTES
         elif self._rest and not self._rest.isspace():
-            yield self.next_line, read_job(bytes(self._rest)), len(self._rest)
+            yield self.next_line, read_job(bytes(self._rest)), len(self._rest) + LINE_BYTES
         self._rest.clear()
         self._too_long = False
 
@@ -180,9 +182,11 @@ class _Upload:
             if self._bytes > self._settings.ndjson_bytes_max:
                 self._stopped = _too_large(self._settings)
                 return
-            self._hold(self._lines.feed(piece))
-            while self._held_bytes > HELD_BYTES_MAX:
-                await self._wait_changed()
+            for at in range(0, len(piece), STEP_BYTES):
+                self._hold(self._lines.feed(piece[at : at + STEP_BYTES]))
+                await trio.lowlevel.checkpoint()
+                while self._held_bytes > HELD_BYTES_MAX:
+                    await self._wait_changed()
 
     def _hold(self, lines: Iterator[Line]) -> None:
         for line in lines:

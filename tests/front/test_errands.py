@@ -423,6 +423,21 @@ async def test_a_batch_whose_client_leaves_gives_back_its_jobs_and_keeps_its_eff
         assert [] == made.answers
 
 
+async def test_a_batch_answers_with_so_many_bytes_of_jobs_and_the_others_go_back(tmp_path: Path) -> None:
+    """A next that found no room is told to come again, and was without effect."""
+    payload = b'"' + b"x" * 3_000_000 + b'"'
+
+    def answer(command: Command) -> Outcome | None:
+        return Delivered([delivery(command.queue, payload=payload)]) if isinstance(command, Next) else obliging(command)
+
+    async with stand(tmp_path, answer) as made:
+        status, parts, held = await made.ask("POST /batch", body=msgspec.json.encode([{"op": "next", "queue": name} for name in "abcd"]))
+
+        assert (207, [200, 200, 429, 429]) == (status, [part["status"] for part in parts])
+        assert ["a", "b"] == [job.queue for job in held]
+        assert {"c", "d"} == {command.queue for _, command in await made.shard.wait_command(Undeliver, 2)}  # type: ignore[union-attr]
+
+
 async def test_a_link_that_is_lost_answers_every_operation_of_a_batch(tmp_path: Path) -> None:
     """503: each may have had its effect."""
     async with stand(tmp_path, lambda _: None) as made:

@@ -17,7 +17,7 @@ from proteus_shards.core.commands import Command, Done, Enqueue, Outcome, Reason
 from proteus_shards.front.answers import Problem
 from proteus_shards.front.bodies import GZIP_MEMBERS_MAX, PIECE_BYTES, Unpacker, unpacker_of
 from proteus_shards.front.http1 import is_ndjson
-from proteus_shards.front.ndjson import HELD_BYTES_MAX, LineReader, comes_in_lines, enqueue_as_it_comes
+from proteus_shards.front.ndjson import HELD_BYTES_MAX, LINE_BYTES, STEP_BYTES, LineReader, comes_in_lines, enqueue_as_it_comes
 from proteus_shards.front.router import Router
 from tests.front.asking import job_body
 from tests.front.fake_shard import PATIENCE_SECONDS, linked, obliging
@@ -230,17 +230,17 @@ async def test_a_client_that_goes_away_gets_no_answer_and_keeps_what_was_accepte
         assert ["1"] == [command.id for command in shard.commands if isinstance(command, Enqueue)]
 
 
-async def test_no_more_is_read_than_the_shards_take(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [job_body(payload="x" * 1000) + b"\n", b"{}\n"])
+async def test_no_more_is_read_than_the_shards_take(tmp_path: Path, line: bytes) -> None:
     """A shard that does not answer holds up the body, and memory stays as it is."""
     settings = Settings(shards=1)
-    line = job_body(payload="x" * 1000) + b"\n"
     read = 0
 
     async def receive() -> Any:
         nonlocal read
         await trio.lowlevel.checkpoint()
         read += 1
-        return {"type": "http.request", "body": line * 60, "more_body": True}
+        return {"type": "http.request", "body": job_body() + b"\n" + line * (60_000 // len(line)), "more_body": True}
 
     async with linked(tmp_path, settings, lambda command: None if isinstance(command, Enqueue) else obliging(command)) as (
         router,
@@ -251,13 +251,14 @@ async def test_no_more_is_read_than_the_shards_take(tmp_path: Path) -> None:
             with trio.CancelScope() as patience:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(enqueue_as_it_comes, scope(), receive, router, settings)
-                    await shard.wait_command(Enqueue, 60)
+                    await shard.wait_command(Enqueue)
                     before = -1
                     while before != read:  # it has come to rest
                         before = read
-                        for _ in range(100):
+                        for _ in range(200):
                             await trio.lowlevel.checkpoint()
-                    assert read * 60 * len(line) < HELD_BYTES_MAX + 4 * 60 * len(line) + 2 * settings.batch_jobs_max * len(line)
+                    held = (read - 1) * (60_000 + LINE_BYTES * (60_000 // len(line)))
+                    assert held < 2 * HELD_BYTES_MAX + settings.batch_jobs_max * (len(line) + LINE_BYTES) + LINE_BYTES * STEP_BYTES
                     assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
                     patience.cancel()
         finally:
