@@ -15,7 +15,7 @@ Decisions:
   sends its whole body before it reads anything must not meet a server that waits to be read.
 - **The operations are those of the single calls**, with the same fields, but no `wait`: what waits would hold up the answers of the others.
   There are no further routes for many heartbeats or many completions, since this one has both.
-- The `next`s of one batch are at most next_queues_max, because each may bring a frame full of jobs.
+- The `next`s of one batch are at most next_queues_max, because each may bring a frame full of jobs. What they bring beyond JOBS_BYTES_MAX goes back.
 """
 
 from __future__ import annotations

@@ -461,6 +461,40 @@ async def test_a_batch_that_is_not_answered_in_time_is_told_so_and_its_late_jobs
         assert 1 == len(await made.shard.wait_command(Undeliver))
 
 
+async def test_a_batch_that_could_not_be_sent_in_time_is_surely_without_effect(tmp_path: Path) -> None:
+    """It is told 429, and is not sent later."""
+    async with stand(tmp_path, request_seconds_max=0.3) as made:
+        made.shard.reading = trio.Event()
+        large = Enqueue("q", "large", 1, False, 0, b'"' + b"x" * 16_000_000 + b'"')
+        made.router.submit(large, lambda _: None)
+        made.router.submit(large, lambda _: None)
+        body = msgspec.json.encode([{"id": f"{place}", "queue": "q", "timeout": 1} for place in range(3)])
+        status, parts, _ = await made.ask("POST /enqueue", body=body)
+        assert (207, [429] * 3) == (status, [part["status"] for part in parts])
+        made.shard.reading.set()
+        await made.settled()
+
+        assert {"large"} == {command.id for command in made.shard.commands if isinstance(command, Enqueue)}
+
+
+async def test_a_command_that_cannot_be_encoded_leaves_the_others_of_its_group_whole(tmp_path: Path) -> None:
+    """It alone is a fault."""
+    async with stand(tmp_path) as made:
+        found: list[Outcome] = []
+        settled = trio.Event()
+
+        def take(outcomes: list[Outcome]) -> None:
+            found.extend(outcomes)
+            settled.set()
+
+        made.router.submit_all([Complete("q", "1"), Complete("q", "\ud800"), Complete("q", "2")], take)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await settled.wait()
+
+        assert [True, False, True] == [isinstance(outcome, Done) for outcome in found]
+        assert [Complete("q", "1"), Complete("q", "2")] == made.shard.commands
+
+
 async def test_an_answer_that_cannot_be_made_is_a_500_and_its_jobs_go_back(tmp_path: Path) -> None:
     """A fault of ours costs no job a timeout."""
     broken = msgspec.structs.replace(delivery("q"), created_at=2**62)
