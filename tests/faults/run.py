@@ -38,7 +38,8 @@ class Plan(msgspec.Struct, frozen=True):
     mutation: str = ""
     clock: bool = False
     options: tuple[str, ...] = ()
-    first_jobs: int = 0
+    brief: bool = False  # one drain and no restart: enough to show that something is wrong
+    calm_seconds: float = 0.0  # between the last fault, if there is one, and the end of the load
 
 
 class Account(msgspec.Struct):
@@ -83,10 +84,12 @@ async def run(plan: Plan, place: Place, folder: Path, say: Callable[[str], None]
                     await _strike(nemesis, load, FAULTS[name], plan, say)
             elif plan.seconds:
                 await _strike_at_random(nemesis, load, plan, place, say, began)
+            await asyncio.sleep(plan.calm_seconds)
             await load.wait_operations(plan.operations, SETTLE_SECONDS_MAX)
         await load.drain()
-        await world.restart()
-        await load.drain()
+        if not plan.brief:
+            await world.restart()
+            await load.drain()
     await world.audit()
     recorder.note(
         "run", seed=plan.seed, detail=place.kind, counts={"faults": max(len(plan.faults), nemesis.happened if plan.seconds else 0)}

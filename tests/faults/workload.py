@@ -45,6 +45,7 @@ class Shape(msgspec.Struct, frozen=True):
     late_share: float = 0.03
     beat_share: float = 0.25
     runner_pause_seconds: float = 0.0  # after each answer that brought jobs
+    backlog_first: int = 0  # jobs that wait before the first runner asks
     request_seconds_max: float = 10.0
 
     def queues(self) -> list[str]:
@@ -164,6 +165,8 @@ class Load:
 
     async def _run(self, queue: str) -> None:
         client, chance = self.client(), self._random
+        while self._waiting[queue] < self.shape.backlog_first and not self._stop.is_set():
+            await asyncio.sleep(0.02)
         while not self._stop.is_set():
             over = await client.next(queue, chance.choice((0.0, 0.2, 0.5)), chance.choice((0, 0, 0, 3)))
             for given in over.jobs:

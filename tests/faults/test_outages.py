@@ -1,0 +1,97 @@
+"""Each store under load, hurt in every way that it can be: the history must be true, and while the store is away clients must be told so.
+
+One run per kind of store has all its faults, one after the other, each as soon as the one before has healed. An outage is short here; `python -m
+tests.faults` makes them as long as one likes. How long healing may take is a claim (5 s), and a busy machine is no counterexample: here it
+is multiplied by `PROTEUS_TEST_PATIENCE` (6, unless told).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.checker import Verdict
+from tests.faults.evidence import Terms
+from tests.faults.history import Window
+from tests.faults.nemesis import FAULTS
+from tests.faults.places import NotHere, Place, open_place
+from tests.faults.run import Account, Plan, Result, run
+
+SEED = 4_711
+PATIENCE = float(os.environ.get("PROTEUS_TEST_PATIENCE", "6"))
+OUTAGE_SECONDS = float(os.environ.get("PROTEUS_TEST_OUTAGE_SECONDS", "1.5"))
+TERMS = Terms(heal_seconds_max=5.0 * PATIENCE, late_seconds_max=5.0 * PATIENCE)
+
+PROCESSES = ("shard killed", "shard paused", "front killed", "front paused", "clock set", "reshard", "supervisor killed")
+OUTAGES = (
+    "store killed",
+    "store stopped",
+    "store paused",
+    "store full",
+    "link cut",
+    "link reset",
+    "link slow",
+    "link dead",
+    "answers lost",
+)
+FAULTS_OF = {
+    "sqlite": ("store full", *PROCESSES),
+    "postgres": (*OUTAGES, "shard killed"),
+    "redis": (*OUTAGES, "reshard"),
+    "dynamodb": (*OUTAGES, "supervisor killed"),
+}
+NOT_FELT = {"link slow"}  # an outage during which the store may take everything
+
+
+@pytest.fixture(scope="module", params=FAULTS_OF)
+def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
+    """Return what came of the run on one kind of store."""
+    kind: str = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    try:
+        with open_place(kind, folder) as place:
+            yield asyncio.run(run(_plan(kind, place), place, folder))
+    except NotHere as reason:
+        pytest.skip(str(reason))
+
+
+def _plan(kind: str, place: Place) -> Plan:
+    faults = tuple(name for name in FAULTS_OF[kind] if FAULTS[name].needs != "full" or place.full is not None)
+    return Plan(SEED, faults, fault_seconds=OUTAGE_SECONDS, terms=TERMS, clock="clock set" in faults)
+
+
+def test_the_history_of_a_hurt_server_is_true(result: Result) -> None:
+    """Nothing acknowledged is lost, doubled or reordered; every queue is served again soon, and no process had to be started by hand."""
+    assert Verdict.TRUE is result.judgement.verdict, f"seed {result.plan.seed}\n{result.judgement.text()}\n{result.log[-4000:]}"
+    assert [] == result.trouble
+
+
+def test_a_store_that_is_away_is_said_to_be_away_within_the_request_timeout(result: Result) -> None:
+    """Each request about persisted jobs is answered, 429 or 503 where it was not done, and some were refused."""
+    for account in _outages(result):
+        answers = set(account.persisted)
+        assert answers <= {"ok", "404", "409", "429", "503"}, account
+        assert answers & {"429", "503"} or account.window.fault in NOT_FELT, account
+
+
+def test_jobs_in_memory_do_not_feel_an_outage_of_the_store(result: Result) -> None:
+    """Queues without persisted jobs go on, and nothing of theirs is refused."""
+    for account in _outages(result):
+        assert account.memory["ok"] > 0, account
+        assert set(account.memory) <= {"ok", "404", "409"}, account
+
+
+def test_what_could_not_be_tried_is_known(result: Result) -> None:
+    """As root, on Linux, everything can."""
+    assert [] == result.notes or os.geteuid() != 0 or all("tmpfs" in note for note in result.notes)
+
+
+def _outages(result: Result) -> list[Account]:
+    return [account for account in result.accounts if FAULTS[account.window.fault].of_store and _happened(account.window)]
+
+
+def _happened(window: Window) -> bool:
+    return not window.refused
