@@ -1,11 +1,11 @@
 """A history in the order in which questions are asked of it: generations, runs, names, queues.
 
-See `checker.py` for the words. Everything here is computed once; the rules only look things up.
+See `checker.py` for the words. "Surely before" is strictly before, "perhaps before" is all else: two times may be equal. Everything here is computed once; the rules only look things up.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 
 import msgspec
@@ -105,9 +105,9 @@ class Generation(msgspec.Struct, eq=False):
 
     def perhaps_completed_before(self, t: int) -> bool:
         """Say whether any completion may have ended it before `t`."""
-        if any(end.type != "fail" and end.s < t for end in self.ends):
+        if any(end.type != "fail" and end.s <= t for end in self.ends):
             return True
-        return any(end.type != "fail" and end.s < t and end.e > self.op.s for end in self.name.ends)
+        return any(end.type != "fail" and end.s <= t and end.e >= self.op.s for end in self.name.ends)
 
 
 class Name(msgspec.Struct, eq=False):
@@ -130,11 +130,11 @@ class QueueEvidence(msgspec.Struct, eq=False):
 
     def lost_nexts_between(self, start: int, stop: int) -> int:
         """Return how many `next` of unknown outcome were sent between two times."""
-        return bisect_left(self.lost_nexts, stop) - bisect_left(self.lost_nexts, start)
+        return bisect_right(self.lost_nexts, stop) - bisect_left(self.lost_nexts, start)
 
     def died_between(self, start: int, stop: int) -> bool:
         """Say whether what the queue held in memory may have gone between two times."""
-        return bisect_left(self.deaths, start) < bisect_left(self.deaths, stop)
+        return bisect_left(self.deaths, start) < bisect_right(self.deaths, stop)
 
 
 class Evidence:
@@ -221,7 +221,7 @@ class Evidence:
         op = generation.op
         if op.max_retries < 0:
             return False
-        seen = sum(run.s < t for run in generation.runs)
+        seen = sum(run.s <= t for run in generation.runs)
         return seen + self.queues[op.queue].lost_nexts_between(op.s - LINGER, t) > op.max_retries
 
     def perhaps_forgotten_before(self, generation: Generation, t: int) -> bool:

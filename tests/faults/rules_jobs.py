@@ -171,7 +171,7 @@ def zombies(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
 
 
 def _surely_absent(generation: Generation, op: Op) -> bool:
-    return generation.op.type == "fail" or generation.op.s >= op.e or generation.surely_ended_before(op.s)
+    return generation.op.type == "fail" or generation.op.s > op.e or generation.surely_ended_before(op.s)
 
 
 def singletons(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
@@ -219,7 +219,7 @@ def _surely_in_flight(evidence: Evidence, generation: Generation, op: Op) -> boo
     if op.e >= begun + generation.op.timeout * SECOND:
         return False
     others = (*generation.ends, *generation.name.ends)
-    if any(end is not op and end.type != "fail" and end.s < op.e and end.e > generation.op.s for end in others):
+    if any(end is not op and end.type != "fail" and end.s <= op.e and end.e >= generation.op.s for end in others):
         return False
     return generation.op.persist or not evidence.queues[op.queue].died_between(generation.op.s, op.e + DEATH_TOLD)
 
@@ -233,11 +233,11 @@ def states(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
         sure = [(state_of(sent), sent.s, sent.e)]
         sure += [(state_of(beat), beat.s, beat.e) for beat in generation.beats if beat.state is not None and beat.type != "fail"]
         loose = [beat for beat in generation.name.beats if beat.state is not None and beat.type != "fail"]
-        perhaps = [(state_of(beat), beat.s, FOREVER) for beat in loose if beat.e > sent.s]
+        perhaps = [(state_of(beat), beat.s, FOREVER) for beat in loose if beat.e >= sent.s]
         for run in generation.runs:
             finding.checked += 1
             floor = max((s for _, s, e in sure if e < run.s), default=0)
-            if not any(state == run.given.state and s < run.e and e >= floor for state, s, e in (*sure, *perhaps)):
+            if not any(state == run.given.state and s <= run.e and e >= floor for state, s, e in (*sure, *perhaps)):
                 yield Broken(
                     f"delivered with state {run.given.state}", place_of(generation) | {"run": run.op.i, "states": [*sure, *perhaps]}
                 )
