@@ -1,0 +1,145 @@
+"""The rows of one queue against what the answers have said of it.
+
+A row must be as the last acknowledged change left it, or as one of the requests in limbo may have left it, or as a timeout did that was due.
+What is found is believed afterwards: the truth is what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Next, Undeliver
+from tests.simulation.disk import Disk, Violation
+from tests.simulation.words import NEVER, Known, Line, Op, View
+
+if TYPE_CHECKING:
+    from proteus_shards.core.model import Row
+
+READY, IN_FLIGHT, DEAD = 2, 3, 4
+
+
+def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: Callable[[Known], bool], *, restarted: bool) -> None:
+    """Check all rows of a queue, and make the line what they say. `restarted`: memory is gone, and the rows are all there is."""
+    rows = dict(disk.live[line.name])
+    died = {seq: row for (_, seq), row in disk.rows.items() if row.status == DEAD and row.queue == line.name}
+    nexts = any(type(op.command) is Next for op in limbo)
+
+    for known in [known for known in line.dead if known.persist]:
+        seq = next((seq for seq, row in died.items() if _is_letter_of(row, known)), None)
+        if seq is not None:
+            del died[seq]
+        elif not may_be_dropped(known):
+            raise Violation(f"dead letter {line.name}/{known.id} is lost")
+        else:
+            line.dead.remove(known)
+    if restarted:
+        line.dead = [known for known in line.dead if known.persist]
+
+    for known in list(line.jobs.values()):
+        if not known.persist:
+            if restarted:
+                del line.jobs[known.id]
+            elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
+                if not _completed(known, limbo):
+                    raise Violation(f"{line.name}/{known.id} has a row, but a memory-only job of this id is there")
+                del line.jobs[known.id]
+            continue
+        row = rows.get(known.id)
+        if row is not None and known.seq in (-1, row.seq):
+            del rows[known.id]
+            _compare(view, line, known, row, limbo, nexts=nexts)
+            _believe(view, known, row, restarted=restarted)
+            continue
+        del line.jobs[known.id]
+        seq = next((seq for seq, other in died.items() if _is_letter_of(other, known)), None)
+        over = known.vague or (known.run_id is not None and known.last and view.now >= known.until)
+        if seq is not None and over:
+            del died[seq]
+            line.dead.append(known)
+        elif not _completed(known, limbo) and not (over and may_be_dropped(known)):
+            raise Violation(f"acknowledged job {line.name}/{known.id} is lost")
+
+    for row in rows.values():
+        line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts)
+        _believe(view, known, row, restarted=restarted)
+    for row in died.values():
+        raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
+    line.next_due = min((known.due_by for known in line.jobs.values() if known.run_id is not None), default=NEVER)
+
+
+def _is_letter_of(row: Row, known: Known) -> bool:
+    return row.id == known.id and known.seq in (-1, row.seq) and row.payload == known.payload and row.attempt == known.attempt
+
+
+def _completed(known: Known, limbo: list[Op]) -> bool:
+    return any(
+        type(op.command) is Complete and op.command.id == known.id and (op.command.run_id in (None, known.run_id) or known.vague) for op in limbo
+    )
+
+
+def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool) -> Known:
+    """Find the request that a row comes from which nobody was told of."""
+    for op in limbo:
+        command = op.command
+        if type(command) is Enqueue and command.persist and (command.id, command.payload, op.clock) == (row.id, row.payload, row.created_at):
+            known = Known(op)
+            fresh = (row.status, row.attempt) == (READY, 0) or ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts)
+            if not fresh or row.ready_at != known.ready_at or not _has_state(known, row, limbo):
+                raise Violation(f"{line.name}/{row.id} is stored as {row}, which nobody asked for")
+            return known
+    raise Violation(f"{line.name}/{row.id} is stored, but was completed, refused, or never enqueued")
+
+
+def _has_state(known: Known, row: Row, limbo: list[Op]) -> bool:
+    return row.state == known.state or any(
+        type(op.command) is Heartbeat and op.command.id == known.id and op.command.state is not None and (op.command.state or None) == row.state
+        for op in limbo
+    )
+
+
+def _compare(view: View, line: Line, known: Known, row: Row, limbo: list[Op], *, nexts: bool) -> None:
+    """Check the row of a job that must be there."""
+    same = (row.payload, row.ready_at, row.created_at, row.run_at, row.max_retries) == (
+        known.payload, known.ready_at, known.created_at, known.run_at, known.max_retries,
+    )  # fmt: skip
+    if not same or not _has_state(known, row, limbo):
+        raise Violation(f"{line.name}/{known.id} is stored as {row}, not with payload {known.payload!r} and state {known.state!r}")
+    attempt = known.attempt
+    now = (row.status, row.attempt)
+    if known.run_id is None:
+        fits = now == (READY, attempt) or (now == (IN_FLIGHT, attempt + 1) and (nexts or known.vague))
+        fits = fits or (known.vague and nexts and now == (IN_FLIGHT, attempt + 2))
+    else:
+        back = any(type(op.command) is Undeliver and op.command.run_id == known.run_id for op in limbo)
+        over = view.now >= known.until
+        fits = (now == (IN_FLIGHT, attempt) and row.run_id == known.run_id) or (back and now == (READY, attempt - 1))
+        fits = fits or (back and nexts and now == (IN_FLIGHT, attempt)) or (over and not known.last and now == (READY, attempt))
+        fits = fits or (over and not known.last and nexts and now == (IN_FLIGHT, attempt + 1))
+    if not fits:
+        state = "waiting" if known.run_id is None else f"in flight as {known.run_id.hex()} until {known.until}"
+        raise Violation(f"{line.name}/{known.id} is stored as {row}, but should be {state}, attempt {attempt}")
+
+
+def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
+    """Make a job what its row says."""
+    known.seq = row.seq
+    known.attempt = row.attempt
+    known.state = row.state
+    known.vague = False
+    if row.status == IN_FLIGHT:
+        deadline = view.now + known.timeout_us
+        if restarted:
+            known.until = deadline
+        elif row.run_id != known.run_id:
+            known.until = 0
+        known.due_by = max(deadline, 0 if known.run_id is None else known.due_by)
+        known.run_id = row.run_id
+        known.op.reached = 0
+        return
+    known.run_id = None
+    if known.run_at is not None:
+        if known.run_at > view.wall and known.op.reached != NEVER:
+            view.expect(known.op, known.run_at)
+        elif restarted or known.op.reached == NEVER:
+            view.expect(known.op, known.run_at)

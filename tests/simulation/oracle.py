@@ -1,0 +1,454 @@
+"""A second, naive opinion on every answer, formed from outside.
+
+It knows no commits, logs, heaps or undoing. It uses one fact of the contract: the answers of one queue come out in the order in which the
+requests took effect. So it takes the requests in the order of their answers, as if each happened alone, keeps plain
+dictionaries of what must be there by now, and says for each answer whether it could be so: which job must be the next, with which
+attempt, state and run; whether a run may have ended; whether a refusal has an excuse. A refused request leaves no mark here, and if it has
+left one there, a later answer will not fit.
+
+Where the truth can't be known it allows both: for a run past its deadline that nobody has asked about since, and for what was answered UNKNOWN or
+not at all. The second ends as soon as the rows can be read (`audit`): each must be as the answers say, but for the requests in limbo,
+and is believed from then on.
+
+"""
+
+from __future__ import annotations
+
+from heapq import heappop
+from typing import TYPE_CHECKING, Any
+
+from proteus_shards.core.commands import Command, Complete, Delivered, Delivery, Done, Enqueue, Heartbeat, ListDead, Listed, Next, Outcome, Reason, Refused, Undeliver
+from tests.simulation.audit import audit
+from tests.simulation.disk import Disk, Violation
+from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View
+
+if TYPE_CHECKING:
+    from proteus_shards.core.model import Batch, Row
+    from tests.simulation.plan import Plan
+
+READY, DEAD = 2, 4  # as a row says it
+DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is put off so long
+PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
+
+
+class Oracle:
+    """Judges answers. Raises `Violation`."""
+
+    def __init__(self, plan: Plan, disk: Disk) -> None:
+        self.plan = plan
+        self.disk = disk
+        self.lines: dict[str, Line] = {}
+        self.limbo: dict[str, list[Op]] = {}  # by queue: requests of ended processes whose fate is unknown
+        self.count = 0
+        self.fingerprint = 0
+        self.wall_max = 0
+
+    # --- what happens ------------------------------------------------------------------------------------------
+
+    def ask(self, view: View, command: Command, sent: int | None = None) -> int:
+        """Take note of a request at the moment that a shard applies it, and return its number."""
+        self.count = number = self.count + 1
+        view.outstanding[number] = op = Op(number, command, view, sent)
+        if type(command) is Enqueue and command.run_at_us is not None:
+            if command.run_at_us <= view.wall:
+                op.reached = 0
+            else:
+                view.expect(op, command.run_at_us)
+        return number
+
+    def read(self, view: View, now: int, wall: int) -> None:
+        """Take note that a shard has read its clocks."""
+        view.now = now
+        view.wall = wall
+        if wall > view.wall_max:
+            view.wall_max = wall
+            if wall > self.wall_max:
+                self.wall_max = wall
+        if wall > view.clock:
+            view.clock = wall
+        while view.schedule and view.schedule[0][0] <= wall and now >= view.grace_until:
+            heappop(view.schedule)[2].reached = self.count
+
+    def answer(self, view: View, number: int, outcome: Outcome) -> None:
+        """Judge an answer."""
+        op = view.outstanding.pop(number, None)
+        if op is None:
+            raise Violation(f"request {number} is answered twice, or was never asked")
+        kind = type(outcome)
+        self.fingerprint = (self.fingerprint * 31 + number * 7 + len(kind.__name__)) & 0xFFFFFFFFFFFF
+        if view.fenced:
+            self._fenced(op, outcome)
+            return
+        line = self.lines.get(op.queue)
+        if line is None:
+            line = self.lines[op.queue] = Line(op.queue)
+        if kind is Refused:
+            self._refused(view, line, op, outcome)
+            return
+        if op.applied > line.next_due:
+            self._expire(view, line, op)
+        command = op.command
+        asked = type(command)
+        if kind is Delivered:
+            self._delivered(view, line, op, outcome.jobs)
+        elif asked is Enqueue:
+            self._enqueued(view, line, op, command)
+        elif asked is Complete:
+            self._completed(view, line, op, command)
+        elif asked is Heartbeat:
+            self._heard(view, line, op, command)
+        elif asked is Undeliver:
+            self._undelivered(view, line, op, command)
+        else:
+            self._listed(view, line, op, outcome)
+
+    def give_back(self, view: View, command: Undeliver) -> None:
+        """Take note that the pump gives back what a closed link can't get."""
+        known = self.lines[command.queue].jobs.get(command.id)
+        if known is None or known.run_id != command.run_id or view.fenced:
+            return
+        if view.away and known.persist:
+            known.until = 0  # refused: it waits for its timeout, in nobody's hands
+            return
+        known.run_id = None
+        known.attempt -= 1
+        known.skip_before = self.count + 1
+        view.given_back.append(known)
+
+    def idle(self, view: View) -> None:
+        """Take note that nothing waits for a commit."""
+        view.given_back.clear()
+
+    def failed(self, view: View, how: str, batch: Batch) -> None:
+        """Take note that a commit is about to fail, before anybody is told."""
+        view.failures += 1
+        for known in view.given_back:
+            known.vague = known.run_id is None
+        view.given_back.clear()
+        if how == "permanent":
+            view.permanents += 1
+            return
+        view.away = True
+        if how != "refused":
+            view.unknowns += 1
+            view.doubt = {(row.queue, row.id) for rows in (batch.deletes, batch.marks, batch.inserts) for row in rows}
+
+    def rows_known(self, view: View, queues: list[str]) -> None:
+        """The store is back and its rows are the truth, just before the shard reads them and goes on."""
+        view.away = False
+        view.certain_from = max(view.certain_from, view.now + PUT_OFF_US)
+        view.doubt.clear()
+        limbo, view.limbo = view.limbo, []
+        for queue in queues:
+            self.audit(view, queue, [op for op in limbo if op.queue == queue], restarted=False)
+
+    def ended(self, view: View) -> None:
+        """A process has died or lost its rows: what it was asked and has not answered may have happened."""
+        for op in [*view.limbo, *view.outstanding.values()]:
+            self.limbo.setdefault(op.queue, []).append(op)
+        for known in view.given_back:
+            known.vague = True
+        view.fenced = True
+
+    def forget(self, row: Row) -> None:
+        """A row has become unreadable."""
+        line = self.lines[row.queue]
+        known = line.jobs.get(row.id)
+        if known is not None and known.persist and row.status != DEAD:
+            del line.jobs[row.id]
+        elif row.status == DEAD:
+            line.dead = [known for known in line.dead if known.seq != row.seq and (known.id, known.payload) != (row.id, row.payload)]
+
+    def recovered(self, view: View, queues: list[str]) -> None:
+        """A new process has read all rows of some queues."""
+        for row in self.disk.rows.values():
+            if row.queue in queues:
+                waits = row.status == DEAD or (row.status == READY and row.run_at is not None and row.run_at > view.wall)
+                view.clock = max(view.clock, row.created_at, row.updated_at, 0 if waits else row.ready_at)
+        for queue in queues:
+            self.audit(view, queue, self.limbo.pop(queue, []), restarted=True)
+
+    # --- answers that say yes ----------------------------------------------------------------------------------
+
+    def _enqueued(self, view: View, line: Line, op: Op, command: Enqueue) -> None:
+        there = line.jobs.get(command.id)
+        if there is not None and not self._may_have_died(there, op):
+            raise Violation(f"{_name(op)}: accepted, but a job of this id is there")
+        if there is not None:
+            self._die(line, there)
+        if len(line.jobs) >= self.plan.queue_jobs_max and not any(self._may_have_died(known, op) for known in line.jobs.values()):
+            raise Violation(f"{_name(op)}: accepted beyond queue_jobs_max")
+        known = line.jobs[command.id] = Known(op)
+        if not command.persist:
+            return
+        row = self.disk.live[op.queue].get(command.id)
+        if row is not None and row.payload == command.payload and row.created_at == known.created_at:
+            if row.ready_at != known.ready_at:
+                raise Violation(f"{_name(op)}: stored under ready_at {row.ready_at}, not {known.ready_at}")
+            known.seq = row.seq
+        elif not self._asked(view, op, Complete):
+            raise Violation(f"{_name(op)}: acknowledged before it was stored")
+
+    def _delivered(self, view: View, line: Line, op: Op, jobs: list[Delivery]) -> None:
+        command: Next = op.command
+        if len(jobs) > command.count:
+            raise Violation(f"{_name(op)}: {len(jobs)} jobs delivered")
+        for job in jobs:
+            known = line.jobs.get(job.id)
+            if known is None:
+                raise Violation(f"{_name(op)}: {job.id} is delivered, which is not there")
+            self._check_delivery(view, line, op, known, job)
+            known.attempt = job.attempt
+            known.run_id = job.run_id
+            known.until = view.now + known.timeout_us
+            known.due_by = due = known.until + DELIVERING_US
+            known.vague = False
+            known.op.reached = 0
+            line.next_due = min(line.next_due, due)
+            if known.persist:
+                row = self.disk.live[op.queue].get(job.id)
+                if (row is None or row.run_id != job.run_id) and not self._asked(view, op, Complete, job.id):
+                    raise Violation(f"{_name(op)}: {job.id} is delivered before it was stored")
+        if len(jobs) < command.count:
+            self._check_shortage(view, line, op, len(jobs))
+
+    def _check_delivery(self, view: View, line: Line, op: Op, known: Known, job: Delivery) -> None:
+        if (
+            job.payload != known.payload
+            or job.state != known.state
+            or job.timeout * SECOND != known.timeout_us
+            or job.persist != known.persist
+            or job.max_retries != known.max_retries
+            or job.run_at != known.run_at
+            or job.created_at != known.created_at
+        ):
+            raise Violation(f"{_name(op)}: {job} is not what was enqueued, or has not its newest state {known.state!r}")
+        if known.run_id is not None:
+            if view.now < known.until:
+                raise Violation(f"{_name(op)}: {job.id} is delivered {known.until - view.now} us before its run has timed out")
+        elif known.run_at is not None and known.run_at > view.wall_max:
+            raise Violation(f"{_name(op)}: {job.id} is delivered before its run_at")
+        if job.attempt != known.attempt + 1 and not (known.vague and job.attempt == known.attempt + 2):
+            raise Violation(f"{_name(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")
+        if 0 <= known.max_retries < job.attempt - 1:
+            raise Violation(f"{_name(op)}: {job.id} is delivered for the {job.attempt}th time with max_retries {known.max_retries}")
+        place, number = (known.ready_at, known.number), op.number
+        for other in line.jobs.values():
+            if (
+                other.run_id is None
+                and other.skip_before <= number
+                and (other.ready_at, other.number) < place
+                and not other.vague
+                and (other.run_at is None or other.op.reached < number)
+            ):
+                raise Violation(f"{_name(op)}: {job.id} is delivered before {other.id}, which is ahead of it")
+
+    def _check_shortage(self, view: View, line: Line, op: Op, count: int) -> None:
+        plan, number = self.plan, op.number
+        if view.draining or (plan.batch_rows_max or NEVER) <= count or (plan.batch_bytes_max is not None and count):
+            return
+        for other in line.jobs.values():
+            if (
+                other.run_id is None
+                and other.skip_before <= number
+                and not other.vague
+                and (other.run_at is None or other.op.reached < number)
+                and not (op.away or view.away)
+            ):
+                raise Violation(f"{_name(op)}: {other.id} is not delivered, though it is ready")
+        command: Next = op.command
+        if not count and not op.exact and view.now < op.applied + command.wait_us:
+            raise Violation(f"{_name(op)}: the poll has ended early")
+
+    def _completed(self, view: View, line: Line, op: Op, command: Complete) -> None:
+        known = line.jobs.get(command.id)
+        if known is None:
+            raise Violation(f"{_name(op)}: done, but no such job is there")
+        if command.run_id is not None and known.run_id != command.run_id and not _vague(known, op):
+            raise Violation(f"{_name(op)}: done, but this run is over")
+        del line.jobs[command.id]
+        if known.persist:
+            row = self.disk.live[op.queue].get(command.id)
+            if row is not None and (known.seq < 0 or row.seq == known.seq) and not self._asked(view, op, Enqueue):
+                raise Violation(f"{_name(op)}: done, but still stored")
+
+    def _heard(self, view: View, line: Line, op: Op, command: Heartbeat) -> None:
+        known = line.jobs.get(command.id)
+        if known is None:
+            raise Violation(f"{_name(op)}: done, but no such job is there")
+        if not _vague(known, op) and (known.run_id is None or command.run_id not in (None, known.run_id)):
+            raise Violation(f"{_name(op)}: done, but this run is over")
+        until = op.applied + known.timeout_us
+        known.until = max(known.until, until)
+        known.due_by = max(known.due_by, until)
+        if command.state is None:
+            return
+        known.state = command.state or None
+        if known.persist:
+            row = self.disk.live[op.queue].get(command.id)
+            if (
+                (row is None or row.state != known.state)
+                and not self._asked(view, op, Complete)
+                and not self._asked(view, op, Heartbeat)
+                and not self._may_have_died(known, op, view.now)
+            ):
+                raise Violation(f"{_name(op)}: the state is acknowledged before it was stored")
+
+    def _undelivered(self, view: View, line: Line, op: Op, command: Undeliver) -> None:
+        known = line.jobs.get(command.id)
+        if known is None or (known.run_id != command.run_id and not _vague(known, op)):
+            raise Violation(f"{_name(op)}: done, but this run is over")
+        if known.run_id is not None:
+            known.attempt -= 1
+        known.run_id = None
+        known.vague = False
+        if known.persist:
+            row = self.disk.live[op.queue].get(command.id)
+            if row is not None and row.run_id == command.run_id:
+                raise Violation(f"{_name(op)}: given back, but still stored as in flight")
+
+    def _listed(self, view: View, line: Line, op: Op, outcome: Any) -> None:
+        assert type(outcome) is Listed
+        command: ListDead = op.command
+        dead = list(line.dead)
+        died_at = 0
+        for letter in outcome.jobs:
+            found = next((known for known in dead if known.id == letter.id and known.payload == letter.payload), None)
+            if found is not None:
+                dead.remove(found)
+            else:
+                found = line.jobs.get(letter.id)
+                if found is None or not self._may_have_died(found, op, view.now):
+                    raise Violation(f"{_name(op)}: {letter.id} is listed as dead, which it is not")
+                self._die(line, found)
+            if letter.attempt != found.attempt or letter.state != found.state or letter.reason != "timeout":
+                raise Violation(f"{_name(op)}: {letter} has another attempt, state or reason")
+            if letter.died_at < died_at:
+                raise Violation(f"{_name(op)}: not in the order of their deaths")
+            died_at = letter.died_at
+        if len(outcome.jobs) < command.count:
+            for known in dead:
+                if not self._may_be_dropped(known):
+                    raise Violation(f"{_name(op)}: dead letter {known.id} is lost")
+                line.dead.remove(known)
+
+    # --- answers that say no -----------------------------------------------------------------------------------
+
+    def _refused(self, view: View, line: Line, op: Op, outcome: Refused) -> None:
+        reason, command = outcome.reason, op.command
+        failed = view.failures > op.failures
+        if reason is Reason.EXISTS:
+            if op.applied > line.next_due:
+                self._expire(view, line, op)
+            if type(command) is not Enqueue or command.id not in line.jobs:
+                raise Violation(f"{_name(op)}: refused as existing, but no such job is there")
+        elif reason is Reason.NOT_FOUND:
+            self._not_found(view, line, op)
+        elif reason is Reason.BUSY:
+            alone = type(command) is Enqueue and not command.persist and (op.queue, command.id) not in view.doubt
+            away = op.away and not alone
+            if not (failed or away or view.draining or view.permanents or self.plan.pending_max < 100):
+                raise Violation(f"{_name(op)}: refused as busy for no reason ({outcome.detail})")
+        elif reason is Reason.UNKNOWN:
+            if view.unknowns <= op.unknowns:
+                raise Violation(f"{_name(op)}: answered as unknown for no reason")
+            view.limbo.append(op)
+        elif reason is Reason.FULL:
+            full = (type(command) is Enqueue and len(line.jobs) >= self.plan.queue_jobs_max) or (
+                type(command) is Next and not op.exact and self.plan.polls_max < 100
+            )
+            if not full:
+                raise Violation(f"{_name(op)}: refused as full for no reason ({outcome.detail})")
+        elif reason is Reason.INVALID:
+            self._invalid(view, line, op)
+        else:
+            raise Violation(f"{_name(op)}: {outcome}")
+
+    def _not_found(self, view: View, line: Line, op: Op) -> None:
+        command = op.command
+        known = line.jobs.get(command.id)
+        if known is None or _vague(known, op):
+            return
+        if type(command) is Complete and command.run_id is None:
+            if not self._may_have_died(known, op):
+                raise Violation(f"{_name(op)}: not found, but it is there")
+        elif known.run_id is not None and command.run_id in (None, known.run_id) and op.sent < known.until:
+            raise Violation(f"{_name(op)}: not found, but its run lasts for another {known.until - op.sent} us")
+
+    def _invalid(self, view: View, line: Line, op: Op) -> None:
+        command, maximum = op.command, self.plan.row_bytes_max
+        if view.permanents:
+            return
+        size = NEVER if maximum is None else 0
+        if maximum is not None and type(command) is Enqueue:
+            size = len(command.payload) + len(command.state or b"") + len(command.queue) + len(command.id)
+        elif maximum is not None and type(command) is Heartbeat and command.id in line.jobs:
+            size = len(line.jobs[command.id].payload) + len(command.state or b"") + len(command.queue) + len(command.id)
+        if maximum is None or size <= maximum:
+            raise Violation(f"{_name(op)}: refused as invalid for no reason")
+
+    # --- what happens by itself --------------------------------------------------------------------------------
+
+    def _expire(self, view: View, line: Line, op: Op) -> None:
+        """End the runs whose time was surely over when a request was applied."""
+        next_due = NEVER
+        for known in list(line.jobs.values()):
+            if known.run_id is None:
+                continue
+            over = op.applied > known.due_by and op.applied >= view.certain_from and op.exact
+            if not over or (op.away and known.persist):
+                next_due = min(next_due, known.due_by)
+            elif known.last:
+                self._die(line, known)
+            else:
+                known.run_id = None
+        line.next_due = next_due
+
+    def _may_have_died(self, known: Known, op: Op, now: int = 0) -> bool:
+        when = max(op.applied, now) if op.exact else NEVER
+        return known.vague or (known.run_id is not None and known.last and when >= known.until)
+
+    def _die(self, line: Line, known: Known) -> None:
+        del line.jobs[known.id]
+        known.run_id = None
+        if self.plan.dead_max:
+            line.dead.append(known)
+
+    def _may_be_dropped(self, known: Known) -> bool:
+        return self.plan.dead_max < 100 or self.wall_max - known.created_at >= self.plan.dead_us_max
+
+    # --- excuses -----------------------------------------------------------------------------------------------
+
+    def _asked(self, view: View, op: Op, what: type, job_id: str | None = None) -> bool:
+        """Say whether a request of some kind about the same job is still unanswered: its rows may come with those of this one."""
+        queue, job_id = op.queue, job_id or op.command.id
+        return any(type(other.command) is what and other.queue == queue and other.command.id == job_id for other in view.outstanding.values())
+
+    def _fenced(self, op: Op, outcome: Outcome) -> None:
+        """A process that has lost its rows may say no, and may do what needs no store."""
+        command = op.command
+        if type(outcome) is Delivered and any(job.persist for job in outcome.jobs):
+            raise Violation(f"{_name(op)}: delivered by a fenced owner")
+        if type(outcome) is Done and type(command) is Enqueue and command.persist:
+            raise Violation(f"{_name(op)}: acknowledged by a fenced owner")
+
+    # --- the rows ----------------------------------------------------------------------------------------------
+
+    def audit(self, view: View, queue: str, limbo: list[Op], *, restarted: bool) -> None:
+        """Hold the rows of a queue against what must be there, and believe them from now on."""
+        line = self.lines.get(queue)
+        if line is None:
+            line = self.lines[queue] = Line(queue)
+        audit(self.disk, view, line, limbo, self._may_be_dropped, restarted=restarted)
+
+
+def _vague(known: Known, op: Op) -> bool:
+    """Say whether a request may have met a job in flight that has been given back by now."""
+    return known.vague or op.number < known.skip_before
+
+
+def _name(op: Op) -> str:
+    command = op.command
+    text = type(command).__name__
+    fields = " ".join(f"{field}={getattr(command, field)!r}" for field in command.__struct_fields__)
+    return f"request {op.number} ({text} {fields}, at {op.applied})"

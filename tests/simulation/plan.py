@@ -1,0 +1,107 @@
+"""What one seed is about: drawn first, and different enough from seed to seed that each kind of trouble gets seeds of its own.
+
+A run in which everything happens at once shows little: a store that is always away never fills a dead letter office. So every seed leaves out most of
+what could happen and exaggerates the rest. Every tenth seed has no fault at all, and there no refusal is excused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import TypeVar
+
+from proteus_shards.core.holdings import Limits
+
+T = TypeVar("T")
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+QUEUES = ("a", "bb", "c", "dd", "e", "ff")  # of slots all over the range
+
+
+class Plan:
+    """The options of one seed, and its one source of randomness."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        pick, chance = self._pick, self._chance
+        self.healed = False
+        faulty = not chance(0.1)
+
+        self.operations = pick((200, 300, 400, 600))
+        self.queues = QUEUES[: pick((1, 1, 2, 3, 6))]
+        self.ids = tuple(str(number) for number in range(pick((3, 6, 12))))
+        self.shards = pick((1, 1, 1, 2, 3))
+        self.links = pick((1, 2, 4))
+        self.resolution_us = pick((1, 1, 1000))
+
+        self.frame_max = pick((1, 3, 8, 16))
+        self.gap_us = pick((100, 1_000, 10_000, 100_000, 500_000))
+        self.delayed = pick((0.0, 0.0, 0.1, 0.5))
+        self.delay_us = pick((2_000, 50_000, 3_000_000))
+        self.persisted = pick((0.0, 0.5, 0.9, 1.0, 1.0))
+        self.timeouts = pick(((1, 2), (1, 5), (2, 20), (0, 1)))
+        self.retries = pick(((0, 1), (0, 1, 2), (1, 3, -1)))
+        self.scheduled = pick((0.0, 0.0, 0.2, 0.6))
+        self.polls = pick((0.0, 0.2, 0.6))
+        self.retried = pick((0.0, 0.05, 0.2))
+        self.undelivered = pick((0.0, 0.05, 0.15))
+
+        self.latency_us = pick((0, 3_000, 50_000, 2_000_000))
+        self.trouble = pick((0.0, 0.02, 0.1, 0.3)) if faulty else 0.0
+        self.outage = pick((0.0, 0.3))
+        self.load_fails = pick((0.0, 0.2)) if faulty else 0.0
+        self.poison = faulty and chance(0.04)
+
+        self.crashes = self._rate(faulty, 0.01)
+        self.takeovers = self._rate(faulty, 0.005)
+        self.drains = self._rate(faulty, 0.005)
+        self.reshards = self._rate(faulty, 0.005)
+        self.closes = self._rate(faulty, 0.04)
+        self.jumps = self._rate(faulty, 0.03)
+        self.stalls = self._rate(faulty, 0.02)
+        self.damages = chance(0.15)
+
+        self.row_bytes_max = pick((None, None, None, 60))
+        self.batch_rows_max = pick((None, None, 1, 2, 5))
+        self.batch_bytes_max = pick((None, None, None, 700, 2000))
+        small = chance(0.2)
+        self.pending_max = 6 if small and chance(0.3) else 100_000
+        self.queue_jobs_max = 2 if small and chance(0.3) else 100_000
+        self.polls_max = 1 if small and chance(0.3) else 100_000
+        self.dead_max = pick((0, 1, 2)) if small and chance(0.5) else 100_000
+        self.dead_us_max = 20 * SECOND if small and chance(0.3) else 30 * DAY
+
+        self.limits = self._limits()
+
+    def _limits(self) -> Limits:
+        return Limits(
+            shard_pending_max=self.pending_max,
+            polls_max=self.polls_max,
+            queue_jobs_max=self.queue_jobs_max,
+            shard_jobs_max=1_000_000,
+            shard_bytes_max=1 << 40,
+            queues_max=1_000_000,
+            dead_letters_max=self.dead_max,
+            dead_letters_us_max=self.dead_us_max,
+            keeps=True,
+            row_bytes_max=self.row_bytes_max,
+            **self._batch_limits(),
+        )
+
+    def _batch_limits(self) -> dict[str, int | None]:
+        if "batch_rows_max" not in Limits.__struct_fields__:
+            self.batch_rows_max = self.batch_bytes_max = None
+            return {}
+        return {"batch_rows_max": self.batch_rows_max, "batch_bytes_max": self.batch_bytes_max}
+
+    def _pick(self, options: Sequence[T]) -> T:
+        return options[int(self.random.random() * len(options))]
+
+    def _chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def _rate(self, faulty: bool, rate: float) -> float:
+        """Return how often a fault comes in a step: in most seeds never."""
+        return rate if faulty and self._chance(0.25) else 0.0

@@ -1,0 +1,94 @@
+"""What clients ask for: draws of commands from a few queues and ids, so that they get into each other's way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from proteus_shards.core.commands import Command, Complete, Delivery, Enqueue, Heartbeat, ListDead, Next, Undeliver
+from tests.simulation.disk import POISON
+from tests.simulation.plan import SECOND, Plan
+
+Run: TypeAlias = tuple[str, str, bytes]
+
+REMEMBERED = 40
+
+
+class Traffic:
+    """Clients that remember the runs they were given, and what they asked for lately."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.runs: deque[Run] = deque(maxlen=REMEMBERED)
+        self._recent: dict[str, deque[Command]] = {queue: deque(maxlen=8) for queue in plan.queues}
+        self._random = plan.random.random
+        self._payloads = 0
+
+    def learn(self, jobs: Sequence[Delivery]) -> None:
+        """Remember what was delivered."""
+        for job in jobs:
+            self.runs.append((job.queue, job.id, job.run_id))
+
+    def draw(self, queue: str, wall: int) -> Command:
+        """Return something to ask for in a queue."""
+        draw, plan = self._random, self.plan
+        recent = self._recent[queue]
+        if recent and draw() < plan.retried:
+            return recent[int(draw() * len(recent))]  # a client that had no answer, or did not like it
+        kind = draw()
+        if kind < 0.34:
+            command: Command = self._enqueue(queue, wall)
+        elif kind < 0.64:
+            wait = int(draw() * 5 * SECOND) + 1 if draw() < plan.polls else 0
+            command = Next(queue, 1 if draw() < 0.6 else 1 + int(draw() * 5), wait)
+        elif kind < 0.985:
+            command = self._about_a_run(queue, kind)
+        else:
+            command = ListDead(queue)
+        recent.append(command)
+        return command
+
+    def run_of(self, queue: str) -> Run | None:
+        """Return one of the runs that clients know of, a late one more likely than an old one."""
+        runs, size = self.runs, len(self.runs)
+        for _ in range(3):
+            if not size:
+                return None
+            place = size - 1 - int(self._random() ** 2 * size)
+            if runs[place][0] == queue:
+                return runs[place]
+        return None
+
+    def _enqueue(self, queue: str, wall: int) -> Enqueue:
+        draw, plan = self._random, self.plan
+        self._payloads += 1
+        run_at = wall + int((draw() - 0.2) * 5 * SECOND) if draw() < plan.scheduled else None
+        persist = draw() < plan.persisted
+        payload = POISON if plan.poison and draw() < 0.05 else b"%d" % self._payloads
+        if plan.row_bytes_max is not None and draw() < 0.1:
+            payload = b'"%s"' % (b"x" * 60)
+        return Enqueue(
+            queue,
+            plan.ids[int(draw() * len(plan.ids))],
+            plan.timeouts[int(draw() * len(plan.timeouts))],
+            persist,
+            plan.retries[int(draw() * len(plan.retries))],
+            payload,
+            None if draw() < 0.8 else b"0",
+            run_at,
+        )
+
+    def _about_a_run(self, queue: str, kind: float) -> Command:
+        draw, plan = self._random, self.plan
+        run = self.run_of(queue)
+        if run is None or draw() < 0.1:
+            job_id = plan.ids[int(draw() * len(plan.ids))]
+            return Complete(queue, job_id) if draw() < 0.6 else Heartbeat(queue, job_id, None, None if draw() < 0.5 else b"%d" % int(draw() * 99))
+        if draw() < plan.undelivered:
+            return Undeliver(*run)
+        if kind < 0.86:
+            return Complete(*run)
+        return Heartbeat(*run, None if draw() < 0.4 else b"" if draw() < 0.1 else b"%d" % int(draw() * 99))
+
+

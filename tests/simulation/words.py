@@ -1,0 +1,104 @@
+"""What the oracle knows: a request, a job, a queue, and what can be seen of one shard process."""
+
+from __future__ import annotations
+
+from heapq import heappush
+from typing import Any
+
+from proteus_shards.core.commands import Enqueue, Next
+
+SECOND = 1_000_000
+NEVER = 1 << 62
+
+
+class Op:
+    """One request as a shard met it."""
+
+    __slots__ = ("applied", "away", "clock", "command", "exact", "failures", "number", "queue", "reached", "sent", "unknowns")
+
+    def __init__(self, number: int, command: Any, view: View, sent: int | None) -> None:
+        self.number = number
+        self.command = command
+        self.queue: str = command.queue
+        self.applied = view.now
+        self.sent = view.now if sent is None else sent
+        self.clock = view.clock
+        self.away = view.away
+        self.failures = view.failures
+        self.unknowns = view.unknowns
+        self.reached = NEVER  # the last request before the run_at was surely reached
+        self.exact = type(command) is not Next or command.wait_us == 0  # it took effect when it was applied, or never
+
+
+class Known:
+    """A job that must be there. `run_id` is None while it waits."""
+
+    __slots__ = (
+        "attempt", "created_at", "due_by", "id", "max_retries", "number", "op", "payload", "persist", "ready_at", "run_at", "run_id",
+        "seq", "skip_before", "state", "timeout_us", "until", "vague",
+    )  # fmt: skip
+
+    def __init__(self, op: Op) -> None:
+        command: Enqueue = op.command
+        clock, run_at = op.clock, command.run_at_us
+        self.id = command.id
+        self.op = op
+        self.number = op.number
+        self.ready_at = clock if run_at is None or run_at <= clock else run_at
+        self.run_at = run_at
+        self.timeout_us = command.timeout * SECOND
+        self.persist = command.persist
+        self.max_retries = command.max_retries
+        self.payload = command.payload
+        self.state = command.state or None
+        self.created_at = clock
+        self.attempt = 0
+        self.run_id: bytes | None = None
+        self.until = 0  # nobody else may get it before that
+        self.due_by = NEVER  # when its timeout is surely over
+        self.skip_before = 0  # requests up to this number may not have found it
+        self.seq = -1  # where its row is known
+        self.vague = False  # given back by the pump in a commit that failed: waiting, or in flight
+
+    @property
+    def last(self) -> bool:
+        """Whether its run is its last."""
+        return 0 <= self.max_retries < self.attempt
+
+
+class Line:
+    """What must be in one queue."""
+
+    __slots__ = ("dead", "jobs", "name", "next_due")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.jobs: dict[str, Known] = {}
+        self.dead: list[Known] = []
+        self.next_due = NEVER
+
+
+class View:
+    """What can be seen of one shard process."""
+
+    def __init__(self, now: int, wall: int) -> None:
+        self.now = now
+        self.wall = self.wall_max = self.clock = wall
+        self.away = False
+        self.failures = self.unknowns = self.permanents = 0
+        self.certain_from = 0  # what is overdue at that time has surely been dealt with
+        self.grace_until = 0
+        self.draining = False
+        self.fenced = False  # another process owns its rows
+        self.outstanding: dict[int, Op] = {}
+        self.limbo: list[Op] = []  # answered UNKNOWN
+        self.given_back: list[Known] = []  # by the pump, perhaps not yet committed
+        self.doubt: set[tuple[str, str]] = set()
+        self.schedule: list[tuple[int, int, Op]] = []
+        self.filed = 0
+
+    def expect(self, op: Op, run_at: int) -> None:
+        """Wait for the clock to say that a job is due."""
+        op.reached = NEVER
+        self.filed += 1
+        heappush(self.schedule, (run_at, self.filed, op))

@@ -1,0 +1,455 @@
+"""One seed: shards with the product's core and pump on a virtual loop, clients that talk to them, and everything that goes wrong.
+
+The world runs in two phases, which are two different claims. *Safety*: while requests and faults come, every answer is judged by the oracle.
+*Liveness*: then nothing fails any more, dead processes are started again, and each queue is drained by a poller that completes what
+it gets; every job that must be there has to come, in bounded time, and leave nothing behind.
+
+A process that dies is never stepped again: its clock raises `Ended`, and the disk is all that is left of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from proteus_shards.core.commands import Command, Complete, Delivered, Heartbeat, Next, Outcome, Refused, Undeliver
+from proteus_shards.core.placement import shard_of, slot_of
+from proteus_shards.core.shard import Shard
+from proteus_shards.errors import StoreError
+from proteus_shards.shard.pump import STALL_US, Pump
+from tests.simulation.disk import Disk, SimulatedStore, Violation
+from tests.simulation.loop import Ended, VirtualLoop
+from tests.simulation.oracle import Oracle
+from tests.simulation.plan import DAY, SECOND, Plan
+from tests.simulation.traffic import Traffic
+from tests.simulation.words import View
+
+WALL = 1_800_000_000 * SECOND
+GRACE_US = 105_000
+DRAIN_US_MAX = 600 * SECOND
+SLOTS = {queue: slot_of(queue) for queue in ("a", "bb", "c", "dd", "e", "ff")}
+
+
+class ObservedShard(Shard):
+    """The product's shard, whose answers are judged where they leave it."""
+
+    life: Life
+
+    def take_replies(self) -> list[tuple[object, Outcome]]:  # type: ignore[override]
+        replies = super().take_replies()
+        if replies:
+            self.life.judge(replies)
+        return replies  # type: ignore[return-value]
+
+    def apply(self, key: object, command: Command) -> None:  # type: ignore[override]
+        if key is None and type(command) is Undeliver:
+            self.life.world.oracle.give_back(self.life.view, command)
+        super().apply(key, command)  # type: ignore[arg-type]
+
+
+class SimulatedLink:
+    """Implements `pump.Link`. Frames on it keep their order, however long they take."""
+
+    def __init__(self, life: Life, answered: Callable[[Outcome], None] | None = None) -> None:
+        self.life = life
+        self.closed = False
+        self.arrives = 0  # when the last frame sent does
+        self.expected = self.received = 0
+        self._answered = answered
+
+    def put(self, number: int, outcome: Outcome) -> None:
+        life = self.life
+        if number in life.view.outstanding:  # not from the core: a refusal of the pump's own
+            life.world.oracle.answer(life.view, number, outcome)
+            self.expected += 1
+        self.received += 1
+        if type(outcome) is Delivered:
+            life.world.traffic.learn(outcome.jobs)
+        if self._answered is not None:
+            life.world.loop.after(0, self._answered, outcome)
+
+    def flush(self) -> None:
+        pass
+
+
+class Life:
+    """One shard process, from its start to its death."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world = world
+        self.index = index
+        self.dead = self.up = False
+        self.queues = world.queues_of(index)
+        self.view = View(world.loop.now, world.loop.now + world.wall_offset)
+        self.store = SimulatedStore(world.disk, world.loop, world.plan, frozenset(SLOTS[queue] for queue in self.queues), self.crash)
+        self.store.failed = lambda how, batch: world.oracle.failed(self.view, how, batch)
+        self.store.known = self._know_rows
+        self.store.fenced = self.lose_rows
+        shard = ObservedShard(world.plan.limits, world.new_run_id)
+        shard.life = self
+        self.pump = Pump(shard, self.store, self.clocks, index=index)
+        self.links = [SimulatedLink(self) for _ in range(world.plan.links)]
+        self.task = world.loop.create_task(self._live())
+        self.task.add_done_callback(self._finish)
+        world.born.append(self)
+
+    async def _live(self) -> None:
+        await self.pump.recover()
+        self.world.oracle.recovered(self.view, self.queues)
+        self.up = True
+        await self.pump.run()
+
+    def _know_rows(self) -> None:
+        self.clocks()
+        self.world.oracle.rows_known(self.view, self.queues)
+
+    def clocks(self) -> tuple[int, int]:
+        """Read both clocks, as the pump does."""
+        if self.dead:
+            raise Ended
+        now = self.world.loop.now
+        wall = now + self.world.wall_offset
+        self.world.oracle.read(self.view, now, wall)
+        return now, wall
+
+    def judge(self, replies: list[tuple[object, Outcome]]) -> None:
+        """Let the oracle see all answers, also those that nobody will get."""
+        if self.dead:
+            raise Ended
+        answer, view = self.world.oracle.answer, self.view
+        for key, outcome in replies:
+            link, number = key  # type: ignore[misc]
+            if not link.closed:
+                link.expected += 1
+            answer(view, number, outcome)
+
+    def receive(self, link: SimulatedLink, commands: list[Command], sent: int | None = None, *, heals: bool = False) -> None:
+        """A frame arrives, if anybody is there. What was still on its way when the world is healed is lost."""
+        if not self.dead and self.up and not link.closed and (heals or not self.world.plan.healed):
+            self.pump.receive(link, self._requests(link, commands, sent))  # type: ignore[arg-type]
+            if self.view.given_back and not self.pump.shard.pending:
+                self.world.oracle.idle(self.view)
+
+    def _requests(self, link: SimulatedLink, commands: list[Command], sent: int | None) -> Iterator[tuple[int, Command]]:
+        ask, view = self.world.oracle.ask, self.view
+        for command in commands:
+            yield ask(view, command, sent), command
+
+    def close(self, place: int) -> None:
+        """Break one of the links; a client makes a new one."""
+        link = self.links[place]
+        link.closed = True
+        if self.up and not self.dead:
+            for key in self.pump.shard.waiting():
+                if key[0] is link:  # type: ignore[index]
+                    del self.view.outstanding[key[1]]  # type: ignore[index]
+            self.pump.lose(link)  # type: ignore[arg-type]
+            self.check_link(link)
+        self.links[place] = SimulatedLink(self)
+
+    def check_link(self, link: SimulatedLink) -> None:
+        """Every answer of the core must have been put on its link."""
+        if link.expected != link.received:
+            raise Violation(f"{link.expected} answers, of which {link.received} were sent")
+
+    def lose_rows(self) -> None:
+        """Another process has opened the rows."""
+        if not self.dead and not self.view.fenced:
+            self.world.oracle.ended(self.view)
+
+    def crash(self) -> None:
+        """Die at once."""
+        if self.dead:
+            return
+        self.dead = True
+        self.up = False
+        if not self.view.fenced:
+            self.world.oracle.ended(self.view)
+        if self.pump._timer is not None:
+            self.pump._timer.cancel()
+        self.task.cancel()
+        self.world.buried(self)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        """The process has ended by itself: after a fault of the store it should, after anything else it is a bug."""
+        if task.cancelled() or self.dead:
+            return
+        error = task.exception()
+        if isinstance(error, StoreError):
+            self.crash()
+        elif error is not None and not isinstance(error, Ended):
+            raise error
+
+
+class World:
+    """Everything of one seed. `run` returns the number of requests that were judged, or raises what was found."""
+
+    def __init__(self, seed: int, *, operations: int | None = None) -> None:
+        self.plan = Plan(seed)
+        self.operations = self.plan.operations if operations is None else operations
+        self.loop = VirtualLoop(resolution_us=self.plan.resolution_us)
+        self.disk = Disk()
+        self.oracle = Oracle(self.plan, self.disk)
+        self.traffic = Traffic(self.plan)
+        self.wall_offset = WALL
+        self.shards = self.plan.shards
+        self.lives: list[Life] = []
+        self.born: list[Life] = []  # all that ever were
+        self.faults: dict[str, int] = {}
+        self._random = self.plan.random.random
+        self._run_ids = 0
+        self._drained: set[str] = set()
+        self._patience: dict[str, int] = {}
+        self._deadline = self._acts = 0
+        self._over = False
+        plan = self.plan
+        self._chaos: list[tuple[float, Callable[[], None]]] = []
+        reach = 0.0
+        for rate, fault in (
+            (plan.crashes, self._crash),
+            (plan.takeovers, self._take_over),
+            (plan.drains, self._drain),
+            (plan.reshards, self._reshard),
+            (plan.closes, self._close),
+            (plan.jumps, self._jump),
+            (plan.stalls, self._stall),
+        ):
+            if rate:
+                reach += rate
+                self._chaos.append((reach, fault))
+        self._chaos_reach = reach
+
+    def run(self) -> int:
+        """Live through the seed."""
+        try:
+            self._boot_all()
+            self.loop.after(0, self._act)
+            self.loop.run(lambda: self._over)
+            if not self._over:
+                raise Violation("nothing is left to happen, and the queues are not drained")
+            self._check_end()
+        finally:
+            self._close_all()
+        return self.oracle.count
+
+    def _close_all(self) -> None:
+        """Let all coroutines end."""
+        for life in self.born:
+            life.dead = True
+            life.task.cancel()
+        self.loop.finish()
+
+    def new_run_id(self) -> bytes:
+        """Return a run_id that was never used."""
+        self._run_ids += 1
+        return self._run_ids.to_bytes(16, "big")
+
+    def queues_of(self, index: int) -> list[str]:
+        """Return the queues that belong to a shard."""
+        return [queue for queue in self.plan.queues if shard_of(SLOTS[queue], self.shards) == index]
+
+    # --- processes ---------------------------------------------------------------------------------------------
+
+    def _boot_all(self) -> None:
+        self.lives = [Life(self, index) for index in range(self.shards)]
+
+    def buried(self, life: Life) -> None:
+        """A process has died; if it was still in charge, another one is started."""
+        if self.lives[life.index : life.index + 1] == [life]:
+            delay = 0 if self._random() < 0.3 else int(self._random() * min(SECOND, 30 * self.plan.gap_us))
+            self.loop.after(delay, self._restart, life)
+
+    def _restart(self, life: Life) -> None:
+        if self.lives[life.index : life.index + 1] == [life]:
+            if self.plan.damages and self._random() < 0.3:
+                self._damage(life)
+            self.lives[life.index] = Life(self, life.index)
+
+    # --- what clients do ---------------------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        self._acts += 1
+        if self.oracle.count >= self.operations or self._acts > 2 * self.operations:
+            self._heal()
+            return
+        draw = self._random
+        luck = draw()
+        if luck < self._chaos_reach:
+            for reach, fault in self._chaos:
+                if luck < reach:
+                    self.faults[fault.__name__] = self.faults.get(fault.__name__, 0) + 1
+                    fault()
+                    break
+        else:
+            self._send_frame()
+        gap = draw()
+        self.loop.after(int(gap * gap * gap * 4 * self.plan.gap_us), self._act)
+
+    def _send_frame(self) -> None:
+        plan, draw, loop = self.plan, self._random, self.loop
+        life = self.lives[shard_of(SLOTS[plan.queues[int(draw() * len(plan.queues))]], self.shards)]
+        queues, wall = life.queues, loop.now + self.wall_offset
+        commands = [self.traffic.draw(queues[int(draw() * len(queues))], wall) for _ in range(1 + int(draw() * plan.frame_max))]
+        link = life.links[int(draw() * len(life.links))]
+        arrives = loop.now + int(draw() * plan.delay_us) if draw() < plan.delayed else loop.now
+        if arrives <= loop.now >= link.arrives:
+            life.receive(link, commands)
+            return
+        link.arrives = max(link.arrives, arrives)
+        loop.after(link.arrives - loop.now, life.receive, link, commands)
+
+    # --- faults ------------------------------------------------------------------------------------------------
+
+    def _any_life(self) -> Life:
+        return self.lives[int(self._random() * len(self.lives))]
+
+    def _crash(self) -> None:
+        self._any_life().crash()
+
+    def _close(self) -> None:
+        life = self._any_life()
+        life.close(int(self._random() * len(life.links)))
+
+    def _jump(self) -> None:
+        """Set the wall clock."""
+        draw = self._random
+        size = 10 * SECOND if draw() < 0.5 else 2 * 3600 * SECOND if draw() < 0.8 else 3650 * DAY
+        self.wall_offset = max(self.wall_offset + int((draw() - 0.5) * 2 * size), 10 * 365 * DAY)
+
+    def _stall(self) -> None:
+        """Stop everything for a while. Heartbeats that were in time lie in the sockets when it goes on."""
+        draw, loop = self._random, self.loop
+        stopped_at = loop.now
+        length = int(draw() * 3 * SECOND) if draw() < 0.5 else int(draw() * 30 * SECOND)
+        loop.stall(length)
+        for life in self.lives:
+            life.view.certain_from = max(life.view.certain_from, loop.now + GRACE_US)
+            life.view.grace_until = loop.now + GRACE_US
+            if length > 2 * SECOND + STALL_US and life.up:
+                wait = int(draw() * 80_000) if draw() < 0.5 else 0
+                for queue in life.queues:
+                    run = self.traffic.run_of(queue)
+                    if run is not None:
+                        link = life.links[int(draw() * len(life.links))]
+                        if link.arrives <= loop.now + wait:
+                            link.arrives = loop.now + wait
+                            beat = Heartbeat(*run)
+                            loop.after(wait, life.receive, link, [beat], stopped_at + 1)
+
+    def _take_over(self) -> None:
+        """Start a second process for a shard whose first one still believes to be in charge, and keep asking the first."""
+        life = self._any_life()
+        if not life.up:
+            return
+        self.lives[life.index] = Life(self, life.index)
+        draw, wall = self._random, self.loop.now + self.wall_offset
+        for _ in range(6):
+            commands = [self.traffic.draw(life.queues[int(draw() * len(life.queues))], wall) for _ in range(4) if life.queues]
+            self.loop.after(int(draw() * 2 * SECOND), life.receive, life.links[0], commands)
+        self.loop.after(3 * SECOND, life.crash)
+
+    def _drain(self) -> None:
+        """End a process politely."""
+        life = self._any_life()
+        if life.up:
+            self.loop.create_task(self._end(life))
+
+    async def _end(self, life: Life) -> None:
+        life.view.draining = True
+        with suppress(Ended):
+            await life.pump.drain()
+            if life.dead:
+                return
+            if life.view.outstanding and not life.view.away:
+                raise_soon(self.loop, Violation(f"drained, but {len(life.view.outstanding)} requests are unanswered"))
+            life.crash()
+
+    def _reshard(self) -> None:
+        """Start again with another number of shards."""
+        lives, self.lives = self.lives, []
+        for life in lives:
+            life.crash()
+        self.shards = 1 + int(self._random() * 4)
+        self._boot_all()
+
+    def _damage(self, life: Life) -> None:
+        """Make the stored row with the highest number unreadable."""
+        rows = [row for row in self.disk.rows.values() if row.slot in life.store.slots]
+        if rows:
+            row = max(rows, key=lambda row: row.seq)
+            self.disk.damage(row)
+            self.oracle.forget(row)
+
+    # --- the world is healed -----------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        self.plan.healed = True
+        now = self.loop.now
+        for store in self.disk.stores:
+            store.away_until = 0
+        run_ats = [known.run_at for line in self.oracle.lines.values() for known in line.jobs.values() if known.run_at is not None]
+        self.wall_offset = max([self.wall_offset, *(run_at - now for run_at in run_ats)])
+        self._deadline = now + DRAIN_US_MAX
+        for queue in self.plan.queues:
+            self._poll(queue)
+
+    def _poll(self, queue: str, outcome: Outcome | None = None) -> None:
+        """Take and complete jobs of a queue until none is left."""
+        line = self.oracle.lines.get(queue)
+        life = self.lives[shard_of(SLOTS[queue], self.shards)]
+        if not life.up or isinstance(outcome, Refused):
+            self._check_progress(queue)
+            self.loop.after(100_000, self._poll, queue)
+            return
+        commands: list[Command] = []
+        if isinstance(outcome, Delivered):
+            commands = [Complete(queue, job.id) for job in outcome.jobs]  # without the run: a timeout of 0 is over already
+            if not commands and line is not None and not line.jobs:
+                self._drained.add(queue)
+                self._end_if_drained()
+                return
+        self._check_progress(queue)
+        if commands:
+            life.receive(SimulatedLink(life), commands, heals=True)
+        self._patience[queue] = wait = 30 * SECOND - self._patience.get(queue, 30 * SECOND)  # every other time at once: that says what has died
+        life.receive(SimulatedLink(life, lambda answer: self._poll(queue, answer)), [Next(queue, 10, wait)], heals=True)
+
+    def _check_progress(self, queue: str) -> None:
+        if self.loop.now > self._deadline:
+            line = self.oracle.lines.get(queue)
+            raise Violation(f"queue {queue} is stuck: {sorted(line.jobs) if line is not None else 'its shard does not start'}")
+
+    def _end_if_drained(self) -> None:
+        if len(self._drained) < len(self.plan.queues):
+            return
+        if self.loop.now > self._deadline:
+            raise Violation("something waits for a commit for ever")
+        self._over = not any(life.pump.shard.pending for life in self.lives)
+        if not self._over:
+            self.loop.after(100_000, self._end_if_drained)
+
+    def _check_end(self) -> None:
+        for life in self.lives:
+            shard = life.pump.shard
+            _, scheduled, ready, in_flight, dead = shard.totals
+            if scheduled or ready or in_flight:
+                raise Violation(f"drained, but {shard.totals} jobs are counted")
+            if dead != sum(len(queue.dead) for queue in shard.queues.values()):
+                raise Violation("dead letters are counted wrongly")
+            if any(queue.empty for queue in shard.queues.values()):
+                raise Violation("an empty queue is not forgotten")
+            for link in life.links:
+                life.check_link(link)
+            life.clocks()
+            for queue in life.queues:
+                self.oracle.audit(life.view, queue, [], restarted=False)
+
+
+def raise_soon(loop: VirtualLoop, error: BaseException) -> None:
+    """Raise an error where the loop is run."""
+
+    def fail() -> None:
+        raise error
+
+    loop.after(0, fail)
