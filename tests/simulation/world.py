@@ -265,6 +265,10 @@ class World:
             if self.plan.damages and self._random() < 0.3:
                 self._damage(life)
             self.lives[life.index] = Life(self, life.index)
+            if self.plan.healed:  # its end was under way already; the requests of the drain ended with it
+                for queue in life.queues:
+                    self._drained.discard(queue)
+                    self._poll(queue)
 
     # --- what clients do ---------------------------------------------------------------------------------------
 
@@ -323,7 +327,7 @@ class World:
         stopped_at = loop.now
         length = int(draw() * 3 * SECOND) if draw() < 0.5 else int(draw() * 30 * SECOND)
         loop.stall(length)
-        for life in self.lives:
+        for life in [life for life in self.born if not life.dead]:
             life.view.certain_from = max(life.view.certain_from, loop.now + GRACE_US)
             life.view.grace_until = loop.now + GRACE_US
             if length > 2 * SECOND + STALL_US and life.up:
