@@ -154,7 +154,7 @@ class Preparation:
         try:
             moved = await self._fill(old, generation, shards)
         except (ServerSaid, StoreError) as error:
-            await self._clean_up()
+            await self._give_up(generation, shards)
             if isinstance(error, ServerSaid) and error.code == "OOM":
                 raise StoreRefused(
                     f"redis {url.where}: moving to {shards} shards needs about as much memory again; nothing was changed"
@@ -164,6 +164,7 @@ class Preparation:
         rubbish = (old.generation, _rubbish(old.shards)) if old is not None else ("", "")
         verdict = await self._wires.run(_FLIP, (self._manifest_key, self._moves), stored, new, generation, _filling(shards), *rubbish)
         if verdict != b"OK":
+            await self._give_up(generation, shards)
             raise StoreRefused(f"redis {url.where}: another process prepared the same store just now")
         self._step("flipped")
         await self._clean_up()
@@ -189,6 +190,9 @@ class Preparation:
             answer = await self._wires.run(_SEAL, (source.lease,), generation)
             assert isinstance(answer, list)
             if answer[0] != b"OK":
+                wire = await self._wires.wire_of(self._manifest_key)
+                if (await read_manifest(wire, self._url))[0] != old:
+                    raise StoreRefused(f"redis {self._url.where}: another process moved the same store just now")
                 raise StoreError(f"redis {self._url.where}: the key {source.lease} is gone: restore it from a backup")
             epoch = max(epoch, int(answer[1]) + 1)
         self._step("sealed")
@@ -245,6 +249,18 @@ class Preparation:
         assert isinstance(answer, int)
         return answer
 
+    async def _give_up(self, generation: int, shards: int) -> None:
+        """Give up this move, and no other's; remove all that it wrote, also what it wrote after another had given it up."""
+        await self._wires.run(_CANCEL, (self._moves,), generation, _filling(shards), _rubbish(shards))
+        await self._remove(generation, shards)
+        await self._wires.call(self._moves, "HDEL", self._moves, generation)
+
+    async def _remove(self, generation: int, shards: int) -> None:
+        """Remove the keys of a generation that is not in force and never will be."""
+        for shard in range(shards):
+            keys = shard_keys(self._url, generation, shard)
+            await self._wires.call(keys.lease, "UNLINK", *keys.all)
+
     async def _clean_up(self) -> None:
         """Give up every move that is entered, and remove every generation that does not count."""
         found = await self._wires.call(self._moves, "HGETALL", self._moves)
@@ -257,9 +273,7 @@ class Preparation:
                 verdict = await self._wires.run(_CANCEL, (self._moves,), number, entry, _rubbish(int(count)))
                 if verdict != b"OK":  # completed or given up by another, who sees to the rest
                     continue
-            for shard in range(int(count)):
-                keys = shard_keys(self._url, int(number), shard)
-                await self._wires.call(keys.lease, "UNLINK", *keys.all)
+            await self._remove(int(number), int(count))
             await self._wires.call(self._moves, "HDEL", self._moves, number)
             self._step("cleaned")
 

@@ -6,8 +6,8 @@ import pytest
 
 from proteus_shards.core.model import Row
 from proteus_shards.errors import StoreError, StoreFenced, StoreRefused
-from proteus_shards.store.redis_place import common_key
-from proteus_shards.store.redis_prepare import prepare, prepared_shards
+from proteus_shards.store.redis_place import Manifest, common_key
+from proteus_shards.store.redis_prepare import _CANCEL, Preparation, Wires, prepare, prepared_shards
 from proteus_shards.store.redis_rows import field_of
 from tests.servers.redis import RedisPlace
 from tests.store.exercise import jobs_by_queue
@@ -177,6 +177,67 @@ async def test_of_two_moves_at_once_the_later_one_wins(backing: RedisBacking, mo
         await prepare(backing.url, 3, step)
 
     assert await prepared_shards(backing.url) == 2
+    assert await all_rows(backing, 2) == rows
+    assert len([key for key in await keys_of(backing) if ":g" in key]) == 1
+
+
+@pytest.mark.parametrize("moment", ["entered", "sealed", "created", "copied rows", "counted"])
+@in_asyncio
+async def test_a_start_with_the_old_number_gives_a_move_up(backing: RedisBacking, moment: str) -> None:
+    """Though the manifest stays the same, the move can no longer be completed: its keys are gone."""
+    rows = await fill(backing)
+    begun: list[str] = []
+
+    def step(name: str) -> None:
+        if name == moment and not begun:
+            begun.append(name)
+            apart(lambda: prepare(backing.url, 1))
+
+    with pytest.raises((StoreRefused, StoreError)):
+        await prepare(backing.url, 3, step)
+
+    assert await all_rows(backing, 1) == rows
+    assert len([key for key in await keys_of(backing) if ":g" in key]) == 1
+
+
+@pytest.mark.parametrize("before", [None, 1])
+@in_asyncio
+async def test_a_move_that_another_overtook_is_refused(backing: RedisBacking, monkeypatch: pytest.MonkeyPatch, before: int | None) -> None:
+    """It has read a manifest that is no longer in force, or that there was none."""
+    rows = await fill(backing)
+    if before is None:
+        async with owning(backing.store()) as store:
+            names = [common_key(backing.url, name) for name in ("manifest", "moves")]
+            await store._wire.call("DEL", *names, *backing.keys.all)
+        rows = []
+    real = Preparation._enter
+
+    async def overtaken(preparation: Preparation, old: Manifest | None, shards: int) -> int:
+        monkeypatch.undo()
+        apart(lambda: prepare(backing.url, 2))
+        return await real(preparation, old, shards)
+
+    monkeypatch.setattr(Preparation, "_enter", overtaken)
+    with pytest.raises(StoreRefused, match="another process"):
+        await prepare(backing.url, 3)
+
+    assert await all_rows(backing, 2) == rows
+    await prepare(backing.url, 3)
+    assert await all_rows(backing, 3) == rows
+
+
+@in_asyncio
+async def test_a_completed_move_cannot_be_given_up(backing: RedisBacking) -> None:
+    """Not by one who saw it while it was under way: its generation is the one that counts."""
+    rows = await fill(backing)
+    await backing.prepare(2)
+    wires = Wires(backing.url)
+    try:
+        assert await wires.run(_CANCEL, (common_key(backing.url, "moves"),), 2, "filling 2", "rubbish 2") == b"CHANGED"
+    finally:
+        await wires.close()
+    await backing.prepare(2)
+
     assert await all_rows(backing, 2) == rows
 
 
