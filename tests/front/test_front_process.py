@@ -15,13 +15,15 @@ import msgspec
 import pytest
 import trio
 
-from proteus_shards.config import Failed, FrontBoot, Ready, Settings, socket_path
+from proteus_shards.config import Beat, Failed, FrontBoot, Ready, Settings, socket_path
 from proteus_shards.core.commands import Cancel, Delivered, Enqueue, Next, Undeliver
 from tests.front.fake_shard import PATIENCE_SECONDS, FakeShard, delivery, obliging
 
 SETTINGS = Settings(shards=1, log_format="json")
 JOB = b'{"id":"j","queue":"q","timeout":1}'
 ENQUEUE = b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB
+
+BEAT = msgspec.json.encode(Beat()) + b"\n"
 
 
 class FrontProcess:
@@ -33,12 +35,14 @@ class FrontProcess:
         self.log_path = log_path
 
     async def read_line(self) -> bytes:
-        """Read one control line."""
+        """Read one control line that is no mere sign of life."""
         assert self.process.stdout is not None
-        line = b""
+        line = BEAT
         with trio.fail_after(PATIENCE_SECONDS):
-            while not line.endswith(b"\n") and (data := await self.process.stdout.receive_some(1)):
-                line += data
+            while line == BEAT:
+                line = b""
+                while not line.endswith(b"\n") and (data := await self.process.stdout.receive_some(1)):
+                    line += data
         return line
 
     async def connect(self) -> trio.SocketStream:
