@@ -164,7 +164,7 @@ def _enqueue_of(job: _JobBody) -> Enqueue | Problem:
     run_at_us = None
     if job.run_at is not None and (run_at_us := instants.read_instant(job.run_at)) is None:
         return fault("run_at", instants.RULE)
-    state = bytes(job.state)
+    state = None if job.state is _NULL else bytes(job.state)
     return Enqueue(
         job.queue,
         job.id,

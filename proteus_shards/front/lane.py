@@ -322,19 +322,18 @@ class Lane:
         if parse in WITH_BODY and request.content_encoding is not None:
             body = unpack_body(request.body, request.content_encoding, self._settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query, self._settings)
-        if isinstance(asked, Problem):
+        if isinstance(asked, Ask):
+            sent = self._router.submit(asked.command, partial(self._take_outcome, slot, asked))
+            if isinstance(sent, Refused):
+                self._fill(slot, answer(asked, sent))
+            elif isinstance(asked.command, Next):
+                slot.link, slot.number = sent
+        elif isinstance(asked, Problem):
             self._fill(slot, asked.answer())
-            return
-        if not isinstance(asked, Ask):
+        else:
             if asked.delivers:
                 slot.link = asked
             asked.begin(self._router, partial(self._take_answer, slot))
-            return
-        sent = self._router.submit(asked.command, partial(self._take_outcome, slot, asked))
-        if isinstance(sent, Refused):
-            self._fill(slot, answer(asked, sent))
-        elif isinstance(asked.command, Next):
-            slot.link, slot.number = sent
 
     def _take_outcome(self, slot: Slot, asked: Ask, outcome: Outcome) -> None:
         if type(outcome) is Delivered:
