@@ -33,7 +33,7 @@ from proteus_shards.front.exchange import SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.http1 import origin_form
 from proteus_shards.front.native import add_native_routes
-from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes
+from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
 
@@ -135,6 +135,7 @@ class _Gate:
             elif comes_in_lines(scope, path):
                 answer = await enqueue_as_it_comes(scope, watched_receive, self._router, self._settings)
                 if answer is not None:
+                    await read_rest(watched_receive, lambda: exchange.request_ended, self._settings)
                     await _send(watched_send, answer)
             else:
                 await self._app({**scope, "path": path, SCOPE_KEY: exchange}, watched_receive, watched_send)

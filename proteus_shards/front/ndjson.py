@@ -16,7 +16,8 @@ shard that starts again, slow a body down and do not end it.
 
 **What may be tried again ends the reading.** When a job is still refused for the moment (429), or perhaps was not enqueued (503), those behind it would be
 refused too, or would pass it. The answer then says in `stopped` from which line on nothing was looked at. The same goes for the limits of the whole: ndjson_bytes_max,
-ndjson_seconds_max, and a body that does not come, or cannot be unpacked.
+ndjson_seconds_max, and a body that does not come, or cannot be unpacked. What still comes of the body is thrown away, up to a bound: a client that sends all of it before
+it reads would else lose the answer, and over HTTP/2 its connection, as Hypercorn takes data for a stream that has ended as a fault of the connection.
 
 Jobs that were accepted stay so, whatever comes after them, also when the client goes away in the midst of its body.
 """
@@ -42,6 +43,8 @@ from proteus_shards.front.router import Router
 HELD_BYTES_MAX = 1024 * 1024  # of lines that are read and not sent yet; one line may be larger
 LINE_BYTES = 512  # what a line weighs beside its text: a thousand short ones are objects, too
 STEP_BYTES = 8 * 1024  # of a body that are read before others have their turn
+REST_BYTES_MAX = 256 * 1024 * 1024  # of a body, read to no purpose but that its client comes to see the answer
+REST_PAUSE_SECONDS_MAX = 1.0
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
 
@@ -115,6 +118,19 @@ async def enqueue_as_it_comes(scope: Any, receive: Callable[[], Awaitable[Any]],
         await upload.send()
         nursery.cancel_scope.cancel()
     return upload.answer()
+
+
+async def read_rest(receive: Callable[[], Awaitable[Any]], ended: Callable[[], bool], settings: Settings) -> None:
+    """Throw away what still comes of a body that was answered early: most clients look for no answer before all of it is out."""
+    left = REST_BYTES_MAX
+    with trio.move_on_after(settings.request_seconds_max):
+        while left > 0 and not ended():
+            message = None
+            with trio.move_on_after(REST_PAUSE_SECONDS_MAX):
+                message = await receive()
+            if message is None or message["type"] != "http.request":
+                return
+            left -= len(message.get("body", b""))
 
 
 class _Upload:

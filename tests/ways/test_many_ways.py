@@ -131,6 +131,14 @@ def test_many_operations_in_one_request_look_the_same_every_way(ways: list[Way])
         assert answers[0][0] < 500, step
 
 
+def test_a_client_that_sends_all_before_it_reads_gets_the_answer_to_a_body_that_was_stopped(ways: list[Way]) -> None:
+    """The rest of what it sends is thrown away."""
+    for way in ways:
+        for coding, status in (("br", 415), ("gzip", 422)):
+            answer = way.ask(Step("POST", "/enqueue", b"{}\n" * 1_000_000, {**NDJSON, "Content-Encoding": coding}))
+            assert status == answer.status
+
+
 def test_one_queue_keeps_its_order_through_arrays_lines_and_batches(both: tuple[Server, Server]) -> None:
     """Jobs are delivered in the order of the requests, and within each in that of its body."""
     for server in both:
