@@ -11,7 +11,7 @@ conflict; more throughput comes from more shards. A condition that does not hold
 * that of a row, after an attempt that may have been done: that attempt may be what the condition met, where the token is no longer known. The caller reads
   the rows back (`StoreUnknown`).
 
-**Load.** 64 queries, one for each partition, up to 16 at a time, strongly consistent. What they give is sorted in memory by `(ready_at, seq)`, and handed
+**Load.** 32 queries, one for each partition, up to 16 at a time, strongly consistent. What they give is sorted in memory by `(ready_at, seq)`, and handed
 over in chunks that are let go of at once: the payloads are in memory once, as a job will have them anyway.
 
 **Durability** is that of AWS, which keeps three copies in different data centers before it answers. An endpoint that is not of AWS may keep nothing at all:

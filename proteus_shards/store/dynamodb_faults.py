@@ -113,6 +113,8 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(Trouble.DENIED, "no AWS credentials were found (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a role)")
     if isinstance(error, _NOT_SENT):
         return Fault(Trouble.DENIED, f"the AWS credentials or configuration could not be read ({type(error).__name__})")
+    if isinstance(error, driver.ConnectTimeoutError):
+        return Fault(Trouble.BUSY, "DynamoDB did not take a connection in time")
     if _never_connected(error):
         return Fault(Trouble.AWAY, f"DynamoDB cannot be reached ({type(error).__name__})")
     if isinstance(error, asyncio.TimeoutError | driver.ReadTimeoutError):
@@ -126,7 +128,7 @@ def _never_connected(error: BaseException) -> bool:
     The driver calls it a failure to connect, too, when a connection that was there is reset: what counts is what its HTTP client raised.
     """
     cause = error.kwargs.get("error") if isinstance(error, driver.ConnectionError) else error
-    return isinstance(error, driver.ConnectTimeoutError) or isinstance(cause, aiohttp.ClientConnectorError | socket.gaierror)
+    return isinstance(cause, aiohttp.ClientConnectorError | socket.gaierror)
 
 
 def _answered(answer: dict[str, Any], code: str) -> Fault:

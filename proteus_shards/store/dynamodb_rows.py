@@ -1,9 +1,9 @@
 """Rows to and from items of a DynamoDB table.
 
-**Keys.** A row's partition key is `rows#NN`, NN being `seq % 64`, and its sort key is slot and seq with leading zeros. So:
+**Keys.** A row's partition key is `rows#NN`, NN being `seq % 32`, and its sort key is slot and seq with leading zeros. So:
 
 * `(slot, seq)` is the key, not queue and id, which a dead letter and a living job may share;
-* a shard's rows are, in each of the 64 partitions, one range of sort keys, whatever the number of shards: they are found by 64 queries, and nothing
+* a shard's rows are, in each of the 32 partitions, one range of sort keys, whatever the number of shards: they are found by 32 queries, and nothing
   moves when the number changes;
 * the rows of one queue are spread over all partitions. With a partition for each slot, a busy queue would end at what DynamoDB gives to one
   partition key, 1,000 write units a second, which is less than 200 persisted jobs (each is written three times, at two units each).
@@ -28,7 +28,7 @@ from proteus_shards.core.placement import SLOTS
 from proteus_shards.errors import StorePermanent
 from proteus_shards.store.contract import Damaged
 
-PARTITIONS = 64
+PARTITIONS = 32
 ITEM_BYTES_MAX = 400 * 1024
 TRANSACTION_BYTES_MAX = 4 * 1024 * 1024
 TRANSACTION_ACTIONS_MAX = 100
@@ -109,7 +109,7 @@ def key_of(slot: int, seq: int, place: str) -> Item:
 
 
 def partition(place: str, number: int) -> str:
-    """Return one of the 64 partition keys."""
+    """Return one of the 32 partition keys."""
     return f"{place}#{number:02d}"
 
 

@@ -15,13 +15,17 @@ from tests.store.exercise import Backing, KeepingExercise
 
 pytest_plugins = ["tests.servers.dynamodb_fixtures"]
 
+# the strict double runs all; these take the others too long
+LONG = {"test_ten_thousand_queues", "test_every_field_comes_back_byte_for_byte", "test_batches_do_what_a_dict_would"}
+# moto copies all of its data for each transaction, and counts a binary by its base64 where it is updated
 LARGE = {
     "test_another_number_of_shards_keeps_every_row_and_the_order_of_each_queue",
-    "test_ten_thousand_queues",
     "test_read_finds_the_rows_that_exist",
     "test_a_load_is_ordered_by_ready_at_and_then_seq",
+    "test_epochs_only_grow_whatever_the_number_of_shards",
+    "test_a_load_of_large_rows_comes_in_chunks_that_fit_memory",
+    "test_a_batch_as_large_as_the_store_allows_is_taken",
 }
-DRAWN = {"test_every_field_comes_back_byte_for_byte", "test_batches_do_what_a_dict_would"}
 
 
 class TestStrict(KeepingExercise):
@@ -33,22 +37,22 @@ class TestStrict(KeepingExercise):
 
 
 class TestMoto(KeepingExercise):
-    """The shared suite on moto, but for what is large or long: it copies all of its data for each transaction."""
+    """The shared suite on moto, but for what is large or long."""
 
     @pytest.fixture
     def new_backing(self, moto_dynamodb: MotoServer, request: pytest.FixtureRequest) -> Callable[[], Backing]:
-        if request.node.originalname in LARGE | DRAWN:
-            pytest.skip("takes moto too long; the strict double and DynamoDB Local run it")
+        if request.node.originalname in LARGE | LONG:
+            pytest.skip("too large or too long for moto; the strict double runs it")
         moto_dynamodb.reset()
         return lambda: DynamodbBacking(moto_dynamodb)
 
 
 class TestLocal(KeepingExercise):
-    """The shared suite on DynamoDB Local, but for the tests of many examples."""
+    """The shared suite on DynamoDB Local, but for what takes long."""
 
     @pytest.fixture
     def new_backing(self, local_dynamodb: DynamodbLocalServer, request: pytest.FixtureRequest) -> Callable[[], Backing]:
-        if request.node.originalname in DRAWN:
+        if request.node.originalname in LONG:
             pytest.skip("takes too long; the strict double runs it")
         return lambda: DynamodbBacking(local_dynamodb)
 
