@@ -2,7 +2,7 @@
 
 | | moto | DynamoDB Local (`dynamodb_local.py`) | `strict_dynamodb.py` |
 |---|---|---|---|
-| data after `kill` and `start` | forgotten | kept | kept |
+| data after `kill` and `start` | forgotten | but for the last commits | kept |
 | limits, tokens, conflicts | the 100 actions and the 400 KB only | yes | yes |
 | throttling, unprocessed keys, lost answers | no | no | on demand |
 
