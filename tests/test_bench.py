@@ -99,7 +99,7 @@ def test_recovery_kills_a_server_with_a_store_and_counts_its_rows(run: Run) -> N
 @pytest.mark.parametrize("name", ["enqueue", "next", "life", "loop", "large"])
 def test_a_rate_by_wrk_has_no_wrong_answers(name: str, run: Run, memory: Target) -> None:
     """Its life never asks for a job that is not there, although it reads no answer."""
-    with_wrk = Run(msgspec.structs.replace(TINY, use_wrk=True), run.folder, next(FAMILIES))
+    with_wrk = Run(msgspec.structs.replace(TINY, use_wrk=True, seconds=0.5), run.folder, next(FAMILIES))
 
     (sample,) = checked(plan.SCENARIOS[name].measure(with_wrk, MEMORY, memory))
 
