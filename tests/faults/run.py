@@ -70,6 +70,9 @@ async def run(plan: Plan, place: Place, folder: Path, say: Callable[[str], None]
     """Do one run. `folder` keeps its history and logs."""
     if say is not None:
         say(f"seed {plan.seed}, store {place.kind}, history {folder / 'history.jsonl'}")
+    if not place.keeps:
+        shape = plan.shape
+        plan = msgspec.structs.replace(plan, shape=msgspec.structs.replace(shape, mixed_queues=0, memory_queues=shape.mixed_queues))
     recorder = Recorder(folder / "history.jsonl")
     recorder.note("run", seed=plan.seed, detail=place.kind, counts={"faults": len(plan.faults)})
     world = _world(plan, place, folder, recorder)

@@ -198,7 +198,9 @@ class World:
             detail = ""
             store = make_store(self.place.direct_url, shard, self.shards)
             try:
-                self._note_epoch(shard, await store.open())
+                epoch = await store.open()
+                if self.place.keeps:
+                    self._note_epoch(shard, epoch)
                 async for chunk in store.load():
                     for item in chunk:
                         if isinstance(item, Damaged):
