@@ -17,7 +17,7 @@ from tests.faults.history import Recorder
 from tests.faults.places import NotHere, Place
 from tests.faults.world import World
 
-DELAY_SECONDS = 0.3
+DELAY_SECONDS = 0.15
 CLOCK_JUMPS_SECONDS = (-315_000_000, -3600, 7200, 315_000_000)
 
 Act = Callable[[World], AbstractAsyncContextManager[str]]

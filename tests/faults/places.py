@@ -17,7 +17,7 @@ from tests.servers.server import StoreServer
 from tests.servers.strict_dynamodb import StrictServer
 
 KINDS = ("memory", "sqlite", "postgres", "redis", "dynamodb")
-STORE_SECONDS = {"timeout": "1.5", "connect_timeout": "1"}  # a store that hangs is away after this
+STORE_SECONDS = {"timeout": "1", "connect_timeout": "1"}  # a store that hangs is away after this
 SQLITE_TMPFS_BYTES = 24 * 1024 * 1024
 POSTGRES_TMPFS_BYTES = 320 * 1024 * 1024
 THROTTLED_CALLS = 1_000_000

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 
-from tests.faults.evidence import LINGER, Broken, Evidence, Finding, Generation, Run, place_of, state_of
+from tests.faults.evidence import LINGER, Broken, Evidence, Finding, Generation, Name, Run, place_of, state_of
 from tests.faults.history import FOREVER, SECOND, Op
 
 DEATH_TOLD = 30 * SECOND  # how late the log may have told of a process's end
@@ -166,12 +166,18 @@ def zombies(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
         for op in (*name.beats, *name.ends):
             if op.type == "ok":
                 finding.checked += 1
-                if all(_surely_absent(generation, op) for generation in name.generations):
+                if not _perhaps_one_there(name, op):
                     yield Broken(f"{op.f} of a job that is not there", {"op": op.i, "queue": op.queue, "id": op.id})
 
 
-def _surely_absent(generation: Generation, op: Op) -> bool:
-    return generation.op.type == "fail" or generation.op.s > op.e or generation.surely_ended_before(op.s)
+def _perhaps_one_there(name: Name, op: Op) -> bool:
+    """Say whether a job of a name, other than the one that `op` may bring, can have been there. The youngest is asked first."""
+    generations = name.generations
+    for place in range(bisect_right(generations, op.e, key=lambda generation: generation.op.s) - 1, -1, -1):
+        other = generations[place]
+        if other.op is not op and other.op.type != "fail" and not other.surely_ended_before(op.s):
+            return True
+    return False
 
 
 def singletons(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
@@ -194,7 +200,7 @@ def singletons(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
             if generation.op.http_status == 409:
                 finding.checked += 1
                 finding.note("409")
-                if all(_surely_absent(other, generation.op) for other in name.generations if other is not generation):
+                if not _perhaps_one_there(name, generation.op):
                     yield Broken("409, and no other job of that id can have been there", place_of(generation))
     for generation in evidence.generations.values():
         for op in (*generation.beats, *generation.ends):

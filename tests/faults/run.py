@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 
 from tests.faults.checker import Judgement, check
 from tests.faults.evidence import Terms
-from tests.faults.history import History, Line, Op, Recorder, Window, pair, read_lines
+from tests.faults.history import History, Op, Recorder, Window, pair, read_lines
 from tests.faults.nemesis import FAULTS, Fault, Nemesis, possible
 from tests.faults.places import Place
 from tests.faults.workload import Load, Shape
@@ -163,21 +164,24 @@ def accounts(history: History) -> list[Account]:
     """Tell apart what was answered while each fault lasted. A request counts where it was sent."""
     found = []
     ops = sorted(history.ops, key=lambda op: op.s)
+    queues = {op.queue for op in ops}
     persisted = {op.queue for op in ops if op.f == "enqueue" and op.persist}
+    accepted = [op for op in ops if op.f == "enqueue" and op.type == "ok" and (op.persist or op.queue not in persisted)]
+    accepted.sort(key=lambda op: op.e)
     for window in history.windows:
         account = Account(window, Counter(), Counter())
-        for op in ops:
-            if op.s >= window.stop:
-                break
-            if op.s >= window.start and op.s < history.drained:
-                mixed = op.queue in persisted
-                if mixed and (op.f != "enqueue" or op.persist):
-                    account.persisted[_answer(op)] += 1
-                elif not mixed:
-                    account.memory[_answer(op)] += 1
-        account.healed_ms = _healed_ms(ops, window, persisted)
+        for op in ops[bisect_left(ops, window.start, key=_sent) : bisect_left(ops, min(window.stop, history.drained), key=_sent)]:
+            if op.queue not in persisted:
+                account.memory[_answer(op)] += 1
+            elif op.f != "enqueue" or op.persist:
+                account.persisted[_answer(op)] += 1
+        account.healed_ms = _healed_ms(accepted, window, queues)
         found.append(account)
     return found
+
+
+def _sent(op: Op) -> int:
+    return op.s
 
 
 def _answer(op: Op) -> str:
@@ -188,16 +192,11 @@ def _answer(op: Op) -> str:
     return "not connected" if op.type == "fail" else "no answer"
 
 
-def _healed_ms(ops: list[Op], window: Window, persisted: set[str]) -> int | None:
-    """Return when the last queue accepted its first persisted job after a fault."""
-    first: dict[str, int] = {}
-    for op in ops:
-        if op.f == "enqueue" and op.type == "ok" and op.e >= window.stop and (op.persist or op.queue not in persisted):
-            first[op.queue] = min(op.e, first.get(op.queue, op.e))
-    queues = {op.queue for op in ops}
-    return (max(first.values()) - window.stop) // 1_000_000 if first.keys() == queues else None
-
-
-def lines_of(path: Path) -> list[Line]:
-    """Return all lines of a history."""
-    return list(read_lines(path))
+def _healed_ms(accepted: list[Op], window: Window, queues: set[str]) -> int | None:
+    """Return when the last queue accepted its first job after a fault; a persisted one, where it has such."""
+    left = set(queues)
+    for place in range(bisect_left(accepted, window.stop, key=lambda op: op.e), len(accepted)):
+        left.discard(accepted[place].queue)
+        if not left:
+            return (accepted[place].e - window.stop) // 1_000_000
+    return None
