@@ -41,9 +41,13 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
             if restarted:
                 del line.jobs[known.id]
             elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
-                if not _completed(known, limbo) and not (known.run_id is not None and known.last and view.now >= known.until):
-                    raise Violation(f"{line.name}/{known.id} has a row, but a memory-only job of this id is there")
                 del line.jobs[known.id]
+                completed = _completed(known, limbo)
+                if known.run_id is not None and known.last and view.now >= known.until:
+                    known.vague = completed
+                    line.dead.append(known)
+                elif not completed:
+                    raise Violation(f"{line.name}/{known.id} has a row, but a memory-only job of this id is there")
             continue
         row = rows.get(known.id)
         if row is not None and known.seq in (-1, row.seq):

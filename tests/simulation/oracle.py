@@ -77,7 +77,7 @@ class Oracle:
         kind = type(outcome)
         self.fingerprint = (self.fingerprint * 31 + number * 7 + len(kind.__name__)) & 0xFFFFFFFFFFFF
         if view.fenced:
-            self._fenced(op, outcome)
+            self._fenced(view, op, outcome)
             return
         line = self.lines.get(op.queue)
         if line is None:
@@ -154,10 +154,9 @@ class Oracle:
         """A row has become unreadable."""
         line = self.lines[row.queue]
         known = line.jobs.get(row.id)
-        if known is not None and known.persist and row.status != DEAD:
+        if known is not None and known.persist and known.seq in (-1, row.seq) and known.payload == row.payload:
             del line.jobs[row.id]
-        elif row.status == DEAD:
-            line.dead = [known for known in line.dead if known.seq != row.seq and (known.id, known.payload) != (row.id, row.payload)]
+        line.dead = [known for known in line.dead if not known.persist or (known.id, known.payload, known.attempt) != (row.id, row.payload, row.attempt)]
 
     def recovered(self, view: View, queues: list[str]) -> None:
         """A new process has read all rows of some queues."""
@@ -226,7 +225,7 @@ class Oracle:
         if known.run_id is not None:
             if view.now < known.until:
                 raise Violation(f"{_name(op)}: {job.id} is delivered {known.until - view.now} us before its run has timed out")
-        elif known.run_at is not None and known.run_at > view.wall_max:
+        elif known.run_at is not None and known.op.reached == NEVER and known.run_at > view.wall_max:
             raise Violation(f"{_name(op)}: {job.id} is delivered before its run_at")
         if job.attempt != known.attempt + 1 and not (known.vague and job.attempt == known.attempt + 2):
             raise Violation(f"{_name(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")
@@ -328,7 +327,7 @@ class Oracle:
             died_at = letter.died_at
         if len(outcome.jobs) < command.count:
             for known in dead:
-                if not self._may_be_dropped(known):
+                if not self._may_be_dropped(known) and not known.vague:
                     raise Violation(f"{_name(op)}: dead letter {known.id} is lost")
                 line.dead.remove(known)
 
@@ -336,6 +335,9 @@ class Oracle:
 
     def _refused(self, view: View, line: Line, op: Op, outcome: Refused) -> None:
         reason, command = outcome.reason, op.command
+        if type(command) is Heartbeat and reason in (Reason.BUSY, Reason.UNKNOWN) and command.id in line.jobs:
+            known = line.jobs[command.id]  # a deadline that has grown stays so
+            known.due_by = max(known.due_by, op.applied + known.timeout_us)
         failed = view.failures > op.failures
         if reason is Reason.EXISTS:
             if op.applied > line.next_due:
@@ -424,12 +426,12 @@ class Oracle:
         queue, job_id = op.queue, job_id or op.command.id
         return any(type(other.command) is what and other.queue == queue and other.command.id == job_id for other in view.outstanding.values())
 
-    def _fenced(self, op: Op, outcome: Outcome) -> None:
-        """A process that has lost its rows may say no, and may do what needs no store."""
+    def _fenced(self, view: View, op: Op, outcome: Outcome) -> None:
+        """A process that has lost its rows may say no, and may do what needs no store: also add a job and complete it in one commit."""
         command = op.command
-        if type(outcome) is Delivered and any(job.persist for job in outcome.jobs):
+        if type(outcome) is Delivered and any(job.persist and not self._asked(view, op, Complete, job.id) for job in outcome.jobs):
             raise Violation(f"{_name(op)}: delivered by a fenced owner")
-        if type(outcome) is Done and type(command) is Enqueue and command.persist:
+        if type(outcome) is Done and type(command) is Enqueue and command.persist and not self._asked(view, op, Complete):
             raise Violation(f"{_name(op)}: acknowledged by a fenced owner")
 
     # --- the rows ----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Traffic:
         self._recent: dict[str, deque[Command]] = {queue: deque(maxlen=8) for queue in plan.queues}
         self._random = plan.random.random
         self._payloads = 0
+        self.run_at_max = 0
 
     def learn(self, jobs: Sequence[Delivery]) -> None:
         """Remember what was delivered."""
@@ -63,7 +64,10 @@ class Traffic:
     def _enqueue(self, queue: str, wall: int) -> Enqueue:
         draw, plan = self._random, self.plan
         self._payloads += 1
-        run_at = wall + int((draw() - 0.2) * 5 * SECOND) if draw() < plan.scheduled else None
+        run_at = None
+        if draw() < plan.scheduled:
+            run_at = wall + int((draw() - 0.2) * 5 * SECOND)
+            self.run_at_max = max(self.run_at_max, run_at)
         persist = draw() < plan.persisted
         payload = POISON if plan.poison and draw() < 0.05 else b"%d" % self._payloads
         if plan.row_bytes_max is not None and draw() < 0.1:

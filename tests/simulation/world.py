@@ -338,8 +338,11 @@ class World:
                         link = life.links[int(draw() * len(life.links))]
                         if link.arrives <= loop.now + wait:
                             link.arrives = loop.now + wait
-                            beat = Heartbeat(*run)
-                            loop.after(wait, life.receive, link, [beat], stopped_at + 1)
+                            loop.after(wait, self._beat, life, link, Heartbeat(*run), stopped_at + 1, loop.now + wait)
+
+    def _beat(self, life: Life, link: SimulatedLink, beat: Heartbeat, sent: int, expected: int) -> None:
+        """Deliver a heartbeat that was sent in time, unless another stall came between."""
+        life.receive(link, [beat], sent if self.loop.now == expected else None)
 
     def _take_over(self) -> None:
         """Start a second process for a shard whose first one still believes to be in charge, and keep asking the first."""
@@ -392,8 +395,7 @@ class World:
         now = self.loop.now
         for store in self.disk.stores:
             store.away_until = 0
-        run_ats = [known.run_at for line in self.oracle.lines.values() for known in line.jobs.values() if known.run_at is not None]
-        self.wall_offset = max([self.wall_offset, *(run_at - now for run_at in run_ats)])
+        self.wall_offset = max(self.wall_offset, self.traffic.run_at_max - now)
         self._deadline = now + DRAIN_US_MAX
         for queue in self.plan.queues:
             self._poll(queue)
@@ -402,7 +404,7 @@ class World:
         """Take and complete jobs of a queue until none is left."""
         line = self.oracle.lines.get(queue)
         life = self.lives[shard_of(SLOTS[queue], self.shards)]
-        if not life.up or isinstance(outcome, Refused):
+        if not life.up or life.view.away or isinstance(outcome, Refused):
             self._check_progress(queue)
             self.loop.after(100_000, self._poll, queue)
             return
