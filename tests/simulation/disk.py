@@ -35,6 +35,7 @@ class Disk:
         self.live: defaultdict[str, dict[str, Row]] = defaultdict(dict)
         self.damaged: dict[tuple[int, int], Row] = {}  # rows that can't be read: what they were
         self.epoch = 0
+        self.faults: dict[str, int] = {}  # how many commits went wrong in which way
         self.stores: list[SimulatedStore] = []  # those that believe to own rows
 
     def write(self, batch: Batch) -> None:
@@ -135,10 +136,10 @@ class SimulatedStore:
         plan, draw = self._plan, self._random
         epoch = self.epoch
         if plan.poison and any(row.payload == POISON for row in batch.inserts):
-            self.failed("permanent", batch)
+            self._tell("permanent", batch)
             raise StorePermanent
         if self._loop.now < self.away_until:
-            self.failed("refused", batch)
+            self._tell("refused", batch)
             raise StoreRefused
         fate = draw() if not plan.healed else 1.0
         if fate >= plan.trouble:
@@ -179,7 +180,7 @@ class SimulatedStore:
         if draw() < self._plan.outage:
             self.away_until = loop.now + int(draw() * draw() * 10_000_000)
         if how < 0.3:
-            self.failed("refused", batch)
+            self._tell("refused", batch)
             raise StoreRefused
         if how < 0.75:
             fate = draw()
@@ -188,7 +189,7 @@ class SimulatedStore:
             elif fate < 0.6:  # it lies in some buffer, and may still be written if nobody fences it
                 loop.after(int(draw() * 3_000_000), self._write_late, batch, epoch)
             self._doubt = True
-            self.failed("unknown", batch)
+            self._tell("unknown", batch)
             raise StoreUnknown
         if how < 0.95:
             if draw() < 0.5:
@@ -199,8 +200,14 @@ class SimulatedStore:
             await loop.create_future()
         if draw() < 0.5:
             self._write(batch, epoch)
-        self.failed("failed", batch)
+        self._tell("failed", batch)
         raise StoreFailed
+
+    def _tell(self, how: str, batch: Batch) -> None:
+        """Count a commit that fails, and tell whoever listens, before the shard knows."""
+        faults = self.disk.faults
+        faults[f"commit {how}"] = faults.get(f"commit {how}", 0) + 1
+        self.failed(how, batch)
 
     async def _travel(self) -> None:
         """Take the time that a call takes."""
@@ -212,13 +219,13 @@ class SimulatedStore:
 
     def _write(self, batch: Batch, epoch: int) -> None:
         if self.stale or epoch != self.epoch:
-            self.failed("fenced", batch)
+            self._tell("fenced", batch)
             raise StoreFenced
         try:
             self.disk.check_inserts(batch)
             self.disk.write(batch)
         except Exception:
-            self.failed("broken", batch)
+            self._tell("broken", batch)
             raise
 
     def _write_late(self, batch: Batch, epoch: int) -> None:

@@ -122,6 +122,7 @@ class Oracle:
     def failed(self, view: View, how: str, batch: Batch) -> None:
         """Take note that a commit is about to fail, before anybody is told."""
         view.failures += 1
+        view.failed_at = view.now  # a delivery that is undone leaves its deadline to the run before it
         for known in view.given_back:
             known.vague = known.run_id is None
         view.given_back.clear()
@@ -397,7 +398,8 @@ class Oracle:
         for known in list(line.jobs.values()):
             if known.run_id is None:
                 continue
-            over = op.applied > known.due_by and op.applied >= view.certain_from and op.exact
+            due_by = max(known.due_by, view.failed_at + known.timeout_us + DELIVERING_US)
+            over = op.applied > due_by and op.applied >= view.certain_from and op.exact
             if not over or (op.away and known.persist):
                 next_due = min(next_due, known.due_by)
             elif known.last:

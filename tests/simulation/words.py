@@ -86,6 +86,7 @@ class View:
         self.wall = self.wall_max = self.clock = wall
         self.away = False
         self.failures = self.unknowns = self.permanents = 0
+        self.failed_at = -NEVER
         self.certain_from = 0  # what is overdue at that time has surely been dealt with
         self.grace_until = 0
         self.draining = False

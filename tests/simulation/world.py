@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from proteus_shards.core.commands import Command, Complete, Delivered, Heartbeat, Next, Outcome, Refused, Undeliver
+from proteus_shards.core.model import Batch
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import StoreError
@@ -83,7 +84,7 @@ class Life:
         self.queues = world.queues_of(index)
         self.view = View(world.loop.now, world.loop.now + world.wall_offset)
         self.store = SimulatedStore(world.disk, world.loop, world.plan, frozenset(SLOTS[queue] for queue in self.queues), self.crash)
-        self.store.failed = lambda how, batch: world.oracle.failed(self.view, how, batch)
+        self.store.failed = self._fail
         self.store.known = self._know_rows
         self.store.fenced = self.lose_rows
         shard = ObservedShard(world.plan.limits, world.new_run_id)
@@ -99,6 +100,10 @@ class Life:
         self.world.oracle.recovered(self.view, self.queues)
         self.up = True
         await self.pump.run()
+
+    def _fail(self, how: str, batch: Batch) -> None:
+        self.clocks()
+        self.world.oracle.failed(self.view, how, batch)
 
     def _know_rows(self) -> None:
         self.clocks()
@@ -239,6 +244,16 @@ class World:
             life.dead = True
             life.task.cancel()
         self.loop.finish()
+
+    def all_faults(self) -> dict[str, int]:
+        """Return how often which fault has come."""
+        return {**{name.removeprefix("_"): count for name, count in self.faults.items()}, **self.disk.faults}
+
+    def forget(self) -> None:
+        """Cut what refers to each other, so that memory is freed without a search for garbage."""
+        for life in self.born:
+            life.__dict__.clear()
+        self.__dict__.clear()
 
     def new_run_id(self) -> bytes:
         """Return a run_id that was never used."""

@@ -1,0 +1,51 @@
+"""`python -m tests.simulation`: one seed again, or as many as there is time for.
+
+    python -m tests.simulation --seed 42                     replays one seed; if it fails, tells what happened
+    python -m tests.simulation --seconds 60 --jobs 2         as many seeds as fit
+    python -m tests.simulation --operations 10000000         as many as it takes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.simulation.run import rate, report, run_many
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return the exit status: 1 if a seed has failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, help="replay this one")
+    parser.add_argument("--first", type=int, help="the first of many (default: drawn from the clock)")
+    parser.add_argument("--seconds", type=float, help="go on for so long")
+    parser.add_argument("--operations", type=int, help="go on until so many requests were judged; with --seed: let clients make so many")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--lines", type=int, default=120, help="how much of a failing seed's trace to show (default: 120)")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        say(f"seed {options.seed}")
+        text = report(options.seed, shrink=options.operations is None, lines=options.lines)
+        say(text)
+        return int(" fails: " in text)
+    first = int(time.time()) % 1_000_000 * 1_000 if options.first is None else options.first
+    say(f"seeds from {first} on, {options.jobs} processes")
+    started = time.monotonic()
+    seconds = options.seconds or (float("inf") if options.operations else 60)
+    operations = options.operations or float("inf")
+    tally = run_many(first, options.jobs, lambda tally: time.monotonic() - started >= seconds or tally.operations >= operations)
+    say(rate(tally, started))
+    for seed in sorted(tally.failed)[:1]:
+        say(f"failed: {sorted(tally.failed)}\n{report(seed, lines=options.lines)}")
+    return int(bool(tally.failed))
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
