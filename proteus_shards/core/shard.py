@@ -180,8 +180,7 @@ class Shard(Holdings):
             queue.pending -= 1
             if job is not None and job.delivering == self._ledger.sealed_number:
                 job.delivering = 0
-                if job.status is IN_FLIGHT:
-                    self._restart_timeout(job)  # it counts from the delivery, which is now
+                self._restart_timeout(job)  # it counts from the delivery, which is now; if completed meanwhile, that may yet be undone
             if answer is not None:
                 self._emit(key, answer)
             if not queue.pending:

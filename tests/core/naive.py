@@ -358,6 +358,9 @@ class NaiveShard:
                 if job.run in operation.runs:
                     job.delivering = False
                     self._restart_timeout(job)
+            for job in operation.reply.jobs if operation.runs and operation.reply is not None else []:
+                if all(other.seq != job.seq for other in self.live):
+                    self._restart_timeout(job)  # completed meanwhile, which may yet be undone
             if operation.key is not None and operation.reply is not None:
                 self.replies[operation.key] = operation.reply
             if operation.note is not None:

@@ -273,3 +273,26 @@ def test_a_refusal_says_what_its_owner_says() -> None:
     bench.collect()
 
     assert bench.answers[key] == Refused(Reason.UNKNOWN, "who knows", None, 7)
+
+
+def test_an_undone_completion_leaves_a_run_its_whole_time() -> None:
+    """It counts from the release of the delivery, also where the job was completed, without its run, before that."""
+    bench = Bench()
+    bench.enqueue("job", persist=True, timeout=10)
+    bench.commit()
+    delivered = bench.send(Next("q"))
+    bench.shard.cut()
+    bench.ask(Complete("q", "job"))
+    bench.pass_time(4)
+    bench.shard.committed()
+    bench.collect()
+    assert len(bench.jobs(delivered)) == 1
+    bench.lose_store()
+    bench.heal()
+
+    bench.pass_time(9)
+
+    assert bench.job("job").status is Status.IN_FLIGHT
+    bench.pass_time(1)
+    bench.commit()
+    assert bench.dead_ids() == ["job"]
