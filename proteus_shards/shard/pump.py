@@ -146,7 +146,7 @@ class Pump:
                 self._put(link, number, self.statistics())
             elif self._draining:
                 self._put(link, number, Refused(Reason.BUSY, "the shard is ending"))
-            elif self._careful and self._committing:
+            elif self._careful and (self._committing or shard.has_open):
                 self._put(link, number, Refused(Reason.BUSY, "the shard is looking for a job that the store refuses"))
             else:
                 shard.apply((link, number), command)

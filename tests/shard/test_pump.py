@@ -199,6 +199,22 @@ def test_a_job_that_the_store_refuses_for_good_gets_its_own_answer() -> None:
     run(test)
 
 
+def test_after_a_batch_was_refused_for_good_the_requests_of_one_frame_do_not_go_together_either() -> None:
+    """The first is committed alone, the others are BUSY: else the one at fault would take its neighbours down with it for ever."""
+
+    async def test(made: Stand) -> None:
+        made.store.script = [(StorePermanent("too large"), False)] * 2
+        for number in made.link.send(job("bad"), job("good")):
+            assert Reason.BUSY == reason(await made.link.answer(number))
+
+        bad, good = made.link.send(job("bad"), job("good"))
+        assert Reason.INVALID == reason(await made.link.answer(bad))
+        assert Reason.BUSY == reason(await made.link.answer(good))
+        assert Done() == await made.link.ask(job("good"))
+
+    run(test)
+
+
 @pytest.mark.parametrize("error", [StoreFenced(), StoreFailed()])
 def test_a_fenced_or_failed_store_ends_the_shard(error: StoreFenced | StoreFailed) -> None:
     """The batch is answered UNKNOWN, and the pump ends with the store's error."""
