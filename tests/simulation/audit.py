@@ -21,6 +21,7 @@ READY, IN_FLIGHT, DEAD = 2, 3, 4
 
 def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: Callable[[Known], bool], *, restarted: bool) -> None:
     """Check all rows of a queue, and make the line what they say. `restarted`: memory is gone, and the rows are all there is."""
+    limbo = sorted(limbo, key=lambda op: op.number)
     rows = dict(disk.live[line.name])
     died = {seq: row for (_, seq), row in disk.rows.items() if row.status == DEAD and row.queue == line.name}
     nexts = any(type(op.command) is Next for op in limbo)
@@ -143,7 +144,10 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
         return
     known.run_id = None
     if known.run_at is not None:
+        if restarted:
+            known.once_due = False
         if known.run_at > view.wall and known.op.reached != NEVER:
+            known.once_due = not restarted
             view.expect(known.op, known.run_at)
         elif restarted or known.op.reached == NEVER:
             view.expect(known.op, known.run_at)

@@ -132,7 +132,9 @@ class SimulatedStore:
 
     async def commit(self, batch: Batch) -> None:
         self.commits += 1
-        self._check(batch)
+        if (fault := self._misfit(batch)) is not None:
+            self._tell("broken", batch)
+            raise Violation(fault)
         plan, draw = self._plan, self._random
         epoch = self.epoch
         if plan.poison and any(row.payload == POISON for row in batch.inserts):
@@ -246,15 +248,17 @@ class SimulatedStore:
             self.fenced()
         return self.stale
 
-    def _check(self, batch: Batch) -> None:
+    def _misfit(self, batch: Batch) -> str | None:
+        """Say by how much a batch is too large."""
         rows, size = self.batch_rows_max, self.batch_bytes_max
         if rows is not None and len(batch) > rows:
-            raise Violation(f"a batch of {len(batch)} rows, the limit is {rows}")
+            return f"a batch of {len(batch)} rows, the limit is {rows}"
         if size is not None and len(batch) > 1:
             length = sum(len(row.payload) + len(row.state or b"") + len(row.queue) + len(row.id) for row in batch.inserts)
             length += sum(len(mark.state or b"") + len(mark.queue) + len(mark.id) for mark in batch.marks)
             if length > size:
-                raise Violation(f"a batch of {length} bytes, the limit is {size}")
+                return f"a batch of {length} bytes, the limit is {size}"
+        return None
 
 
 def _arrive(future: object) -> None:

@@ -226,7 +226,7 @@ class Oracle:
         if known.run_id is not None:
             if view.now < known.until:
                 raise Violation(f"{_name(op)}: {job.id} is delivered {known.until - view.now} us before its run has timed out")
-        elif known.run_at is not None and known.op.reached == NEVER and known.run_at > view.wall_max:
+        elif known.run_at is not None and known.op.reached == NEVER and known.run_at > view.wall_max and not known.once_due:
             raise Violation(f"{_name(op)}: {job.id} is delivered before its run_at")
         if job.attempt != known.attempt + 1 and not (known.vague and job.attempt == known.attempt + 2):
             raise Violation(f"{_name(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")

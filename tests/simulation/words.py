@@ -34,7 +34,7 @@ class Known:
     """A job that must be there. `run_id` is None while it waits."""
 
     __slots__ = (
-        "attempt", "created_at", "due_by", "id", "max_retries", "number", "op", "payload", "persist", "ready_at", "run_at", "run_id",
+        "attempt", "created_at", "due_by", "id", "max_retries", "number", "once_due", "op", "payload", "persist", "ready_at", "run_at", "run_id",
         "seq", "skip_before", "state", "timeout_us", "until", "vague",
     )  # fmt: skip
 
@@ -57,6 +57,7 @@ class Known:
         self.until = 0  # nobody else may get it before that
         self.due_by = NEVER  # when its timeout is surely over
         self.skip_before = 0  # requests up to this number may not have found it
+        self.once_due = False  # its run_at was reached, but the clock has been set back since: it may be scheduled again
         self.seq = -1  # where its row is known
         self.vague = False  # given back by the pump in a commit that failed: waiting, or in flight
 

@@ -81,6 +81,7 @@ class Life:
         self.world = world
         self.index = index
         self.dead = self.up = False
+        self._careful = False
         self.queues = world.queues_of(index)
         self.view = View(world.loop.now, world.loop.now + world.wall_offset)
         self.store = SimulatedStore(world.disk, world.loop, world.plan, frozenset(SLOTS[queue] for queue in self.queues), self.crash)
@@ -103,6 +104,10 @@ class Life:
 
     def _fail(self, how: str, batch: Batch) -> None:
         self.clocks()
+        if how == "permanent":
+            if self._careful and self.pump.shard.sealed_answers > 1:
+                raise_soon(self.world.loop, Violation("once more a batch of several requests was refused for good: nobody learns which it is"))
+            self._careful = True
         self.world.oracle.failed(self.view, how, batch)
 
     def _know_rows(self) -> None:
