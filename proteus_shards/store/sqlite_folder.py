@@ -9,7 +9,8 @@ one step that puts it in force: before, the new generation is scrap, after, the 
 crash at any moment costs nothing but the work. Generation 0 has no files: it is in force while the first one is being made. Files
 without a manifest therefore mean that it was lost, and are never taken for scrap.
 
-All of it belongs to its owner: folders that are made here have mode 0700, files 0600.
+All of it belongs to its owner: the folder and its generations are made with mode 0700, files with 0600. The folder's own name is synced too, and
+so are those above it that had to be made: else a loss of power could take the whole folder with all that was acknowledged.
 """
 
 from __future__ import annotations
@@ -119,6 +120,17 @@ def sweep(folder: Path, manifest: Manifest, step: Step) -> None:
                 step("swept")
         with suppress(OSError):
             generation.rmdir()
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder, and those above it, durably. One that is there may owe its name to a process that was killed just then. Raises `OSError`."""
+    if not folder.is_dir():
+        make_folder(folder.parent, 0o777)
+        folder.mkdir(mode=mode, exist_ok=True)
+    try:
+        sync(folder.parent)
+    except PermissionError:
+        os.sync()  # a folder that may not be read cannot be synced by itself
 
 
 def sync(path: Path) -> None:

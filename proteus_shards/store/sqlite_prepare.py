@@ -41,6 +41,7 @@ from proteus_shards.store.sqlite_folder import (
     generation_path,
     generations,
     locked,
+    make_folder,
     read_manifest,
     sweep,
     switch_manifest,
@@ -81,7 +82,8 @@ def prepare(url: SqliteUrl, shards: int, step: Step = lambda _: None) -> str | N
     """
     folder = url.folder
     with translated(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if read_manifest(folder) is None:
+            make_folder(folder.absolute())
         with ExitStack() as held:
             held.enter_context(locked(folder))
             old = _begin(folder, shards, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from proteus_shards.core.model import Row, Status
 from proteus_shards.core.placement import SHARDS_MAX, slots_of
 from proteus_shards.errors import StoreError, StoreLocked
+from proteus_shards.store import sqlite_folder
 from proteus_shards.store.sqlite import SqliteStore
 from proteus_shards.store.sqlite_folder import locked, manifest_for
 from proteus_shards.store.sqlite_prepare import FILES_AT_ONCE, STEPS, prepare
@@ -318,3 +320,38 @@ def test_a_relative_folder_is_below_the_current_one(tmp_path: Path, monkeypatch:
 
     assert len(contents(url, 1)[0]) == len(ROWS)
     assert [path.name for path in tmp_path.iterdir()] == ["a b?c#d%20é"]
+
+
+# --- the folder's own name ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [(), ("one",), ("one", "one/two")])
+def test_the_names_of_a_new_folder_and_of_those_above_it_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: tuple[str, ...]
+) -> None:
+    """A loss of power took the folder with all acknowledged jobs. What a killed process had made is synced, too."""
+    synced: list[Path] = []
+    monkeypatch.setattr(sqlite_folder, "sync", synced.append)
+    for name in made:
+        (tmp_path / name).mkdir()
+    sqlite_folder.make_folder(tmp_path / "one/two/three")
+
+    assert (tmp_path / "one/two/three").is_dir()
+    expected = [tmp_path.parent, tmp_path, tmp_path / "one", tmp_path / "one/two"]
+    assert synced == expected[len(made) :]
+    sqlite_folder.make_folder(tmp_path / "one/two/three")
+    assert synced[-1] == tmp_path / "one/two"
+
+
+def test_a_folder_below_one_that_may_not_be_read_is_synced_with_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service manager may give a folder below one that is closed to the service."""
+    all_synced = []
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(sqlite_folder, "sync", refuse)
+    monkeypatch.setattr(os, "sync", lambda: all_synced.append(True))
+    sqlite_folder.make_folder(tmp_path)
+
+    assert all_synced == [True]
