@@ -1,0 +1,217 @@
+"""Clients that go, or stop reading, between the match of a job and its answer: on real servers, every way in, with commits of the store under way.
+
+A job that surely did not reach its runner is back at once, at its first attempt. What only the client can know (that it never read an answer that was
+sent whole) is left to the job's timeout.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import httpx
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+
+from proteus_shards.config import Settings
+from tests.conftest import REQUEST_SECONDS_MAX, Server, eventually
+from tests.front.sites import trusting, with_tls
+
+ANSWER_SECONDS_MAX = 3  # --request-seconds-max
+LARGE_JOBS = 100
+LARGE_BYTES = 60_000
+PROGRAM = ("-m", "tests.faults.stuck")
+
+
+class Way(NamedTuple):
+    """One way in: a server, and how to speak to it."""
+
+    server: Server
+    asked: Path
+    hold: Path
+    authority: ssl.SSLContext | None
+    is_http_2: bool = False
+
+    def request(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Send one request on a connection of its own, as a client that stays."""
+        verify = False if self.authority is None else self.authority
+        with httpx.Client(http2=self.is_http_2, verify=verify, timeout=REQUEST_SECONDS_MAX) as client:
+            return client.request(method, self.server.url + path, json=body)
+
+    def enqueue(self, queue: str, name: str, **changes: object) -> None:
+        """Add a job that the store keeps."""
+        body = {"id": name, "queue": queue, "timeout": 600, "persist_data": True, **changes}
+        assert 202 == self.request("POST", "/enqueue", body).status_code
+
+    def fetch(self, queue: str) -> tuple[str, int]:
+        """Take a job that must be there, and return its id and attempt."""
+        response = self.request("GET", f"/next?queue={queue}&wait=20")
+        assert 200 == response.status_code
+        job: dict[str, Any] = response.json()
+        return job["id"], job["attempt"]
+
+    def commands(self) -> list[str]:
+        """Return what the shard has been asked so far."""
+        return self.asked.read_text().splitlines()
+
+    def wait_asked(self, since: int, command: str) -> None:
+        """Wait until the shard has been asked something, later than the first so many commands."""
+        eventually(lambda: command in self.commands()[since:])
+
+
+class Runner:
+    """A client that asks for a job, and then does not do as it should."""
+
+    def __init__(self, way: Way, path: str, method: str = "GET", body: bytes = b"") -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(REQUEST_SECONDS_MAX)
+        self.socket.connect((way.server.host, way.server.port))
+        if way.authority is not None:
+            alpn = ssl.create_default_context()
+            alpn.load_verify_locations(cadata=b"".join(way.authority.get_ca_certs(binary_form=True)))
+            alpn.set_alpn_protocols(["h2" if way.is_http_2 else "http/1.1"])
+            self.socket = alpn.wrap_socket(self.socket, server_hostname=way.server.host)
+        if way.is_http_2:
+            self._http_2 = H2Connection(H2Configuration(client_side=True))
+            self._http_2.initiate_connection()
+            self._http_2.send_headers(1, [(":method", method), (":path", path), (":scheme", "https"), (":authority", "x")], end_stream=True)
+            self.socket.sendall(self._http_2.data_to_send())
+        else:
+            self.socket.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def answer(self) -> tuple[int, Any]:
+        """Read an answer after all, and return its status and what its body says. HTTP/1.1 only."""
+        with http.client.HTTPResponse(self.socket) as response:
+            response.begin()
+            body = response.read()
+        return response.status, json.loads(body) if body else None
+
+    def leave(self, manner: str) -> None:
+        """Close, reset, or in HTTP/2 cancel the request and keep the connection."""
+        if manner == "cancel":
+            self._http_2.reset_stream(1, error_code=8)
+            self.socket.sendall(self._http_2.data_to_send())
+            return
+        if manner == "reset":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Way]]:
+    """Return four ways into three servers, which all tests here share, each with queues of its own."""
+    folder = tmp_path_factory.mktemp("tls")
+    settings = with_tls(Settings(), folder)
+    options = {"lane": (), "quart": ("--no-fast-lane",), "tls": ("--tls-cert", settings.tls_cert)}
+    found: dict[str, Way] = {}
+    with ExitStack() as stack:
+        for name, more in options.items():
+            place = tmp_path_factory.mktemp(name)
+            files = {"PROTEUS_TEST_ASKED": str(place / "asked"), "PROTEUS_TEST_HOLD": str(place / "hold")}
+            limits = ("--port", "0", "--shards", "1", "--request-seconds-max", str(ANSWER_SECONDS_MAX))
+            server = Server(*limits, *more, cwd=place, environ=files, program=PROGRAM)
+            stack.callback(server.stop)
+            found[name] = Way(server, place / "asked", place / "hold", trusting(folder) if name == "tls" else None)
+        found["http/2"] = found["tls"]._replace(is_http_2=True)
+        yield found
+
+
+MANNERS = [(name, manner) for name in ("lane", "quart", "tls", "http/2") for manner in ("close", "reset")] + [("http/2", "cancel")]
+
+
+@pytest.mark.parametrize(("name", "manner"), MANNERS)
+def test_a_client_that_goes_while_its_delivery_is_committed_gives_the_job_back(ways: dict[str, Way], name: str, manner: str) -> None:
+    """The match is made, its row on its way to the store: the next client has it at once, at the first attempt."""
+    way, queue = ways[name], f"committed-{manner}-{name[-1]}"
+    way.enqueue(queue, "a", max_retries=0)
+    before = len(way.commands())
+    way.hold.touch()
+    try:
+        with Runner(way, f"/next?queue={queue}") as runner:
+            way.wait_asked(before, f"Next {queue}")
+            runner.leave(manner)
+            way.wait_asked(before, "Cancel ")
+    finally:
+        way.hold.unlink()
+    way.enqueue(queue, "b")  # answered after the commit that was held
+
+    assert [("a", 1), ("b", 1)] == [way.fetch(queue), way.fetch(queue)]
+
+
+@pytest.mark.parametrize(("name", "manner"), MANNERS)
+def test_a_parked_poll_whose_client_has_gone_is_never_given_a_job(ways: dict[str, Way], name: str, manner: str) -> None:
+    """Nor is one given to it and taken back while its commit is under way: the shard has forgotten it."""
+    way, queue = ways[name], f"parked-{manner}-{name[-1]}"
+    before = len(way.commands())
+    with Runner(way, f"/next?queue={queue}&wait=60") as runner:
+        way.wait_asked(before, f"Next {queue}")
+        runner.leave(manner)
+        way.wait_asked(before, "Cancel ")
+        way.enqueue(queue, "a", max_retries=0)
+
+        assert ("a", 1) == way.fetch(queue)
+        assert f"Undeliver {queue}" not in way.commands()[before:]
+
+
+@pytest.mark.parametrize(("name", "manner"), [("lane", "close"), ("lane", "reset"), ("quart", "close"), ("quart", "reset")])
+def test_of_many_runners_those_that_stay_and_those_that_come_share_all_jobs(ways: dict[str, Way], name: str, manner: str) -> None:
+    """Six wait, six jobs come, and while their commit is under way three runners go: each job is delivered once, what went back in its order."""
+    way, queue = ways[name], f"shared-{manner}"
+    jobs = [{"id": f"{number}", "queue": queue, "timeout": 600, "persist_data": True, "max_retries": 0} for number in range(6)]
+    before = len(way.commands())
+    with ExitStack() as stack:
+        runners = [stack.enter_context(Runner(way, f"/next?queue={queue}&wait=60")) for _ in jobs]
+        eventually(lambda: way.commands()[before:].count(f"Next {queue}") == len(runners))
+        way.hold.touch()
+        try:
+            producer = stack.enter_context(Runner(way, "/enqueue", "POST", json.dumps(jobs).encode()))
+            eventually(lambda: way.commands()[before:].count(f"Enqueue {queue}") == len(jobs))
+            for runner in runners[::2]:
+                runner.leave(manner)
+            eventually(lambda: way.commands()[before:].count("Cancel ") == 3)
+        finally:
+            way.hold.unlink()
+        assert 202 == producer.answer()[0]
+        stayed = [runner.answer()[1] for runner in runners[1::2]]
+    came = [way.fetch(queue) for _ in range(3)]
+
+    assert [(f"{number}", 1) for number in range(6)] == sorted([*came, *((job["id"], job["attempt"]) for job in stayed)])
+    assert came == sorted(came)
+    assert 204 == way.request("GET", f"/next?queue={queue}").status_code
+
+
+def test_a_runner_that_never_reads_is_cut_off_and_its_jobs_go_back(ways: dict[str, Way]) -> None:
+    """Half of the jobs are the store's. Meanwhile others are served."""
+    names = ("lane", "quart", "tls")
+    queue = "unread"
+    for name in names:
+        for persist, numbers in ((True, range(50)), (False, range(50, LARGE_JOBS))):
+            jobs = [
+                {"id": f"{number:03}", "queue": queue, "timeout": 600, "payload": "x" * LARGE_BYTES, "persist_data": persist}
+                for number in numbers
+            ]
+            assert 202 == ways[name].request("POST", "/enqueue", jobs).status_code
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(Runner(ways[name], f"/next?queue={queue}&num_jobs={LARGE_JOBS}"))
+            eventually(lambda way=ways[name]: f"Next {queue}" in way.commands())  # type: ignore[misc]
+            assert 204 == ways[name].request("GET", "/next?queue=none").status_code
+
+        for name in names:
+            eventually(lambda way=ways[name]: way.commands().count(f"Undeliver {queue}") == LARGE_JOBS)  # type: ignore[misc]
+            assert ("000", 1) == ways[name].fetch(queue)
