@@ -20,6 +20,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import hypercorn.protocol
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
@@ -30,6 +31,7 @@ from hypercorn.trio.worker_context import WorkerContext
 
 from proteus_shards.config import Settings
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
+from proteus_shards.front.http2 import TolerantH2Protocol
 from proteus_shards.front.lane import Lane
 from proteus_shards.front.router import Router
 from proteus_shards.front.tls import Certificates
@@ -81,6 +83,7 @@ class Server:
         self._router = router
         self._certificates = Certificates(settings) if settings.tls_cert else None
         self._config = hypercorn_config(settings)
+        assert vars(hypercorn.protocol)["H2Protocol"] is TolerantH2Protocol
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
         self._state: LifespanState = {}

@@ -92,7 +92,9 @@ def fault_of(error: BaseException, doing: Doing) -> StoreError:
         return error
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return StandbyMet("postgres: no host of the URL is a primary at present")
-    if isinstance(error, asyncpg.InternalClientError):  # met where the server has just ended a session that was idle: it lost count of its states
+    if isinstance(
+        error, asyncpg.InternalClientError
+    ):  # met where the server has just ended a session that was idle: it lost count of its states
         return _unknown_if(doing, "the driver lost track of the connection")
     if isinstance(error, asyncpg.UnsupportedClientFeatureError):
         return StoreFailed("postgres: the driver met a fault of its own")

@@ -66,6 +66,38 @@ async def test_a_client_that_speaks_http_2_gets_it(tmp_path: Path) -> None:
         await stream.aclose()
 
 
+@pytest.mark.parametrize("path", ["/enqueue", "/nowhere"])
+async def test_a_body_that_goes_on_after_its_answer_ends_no_connection(path: str, tmp_path: Path) -> None:
+    """One too large, or sent to nowhere, over HTTP/2: it is refused, and the other requests of the connection go on."""
+    async with serving(tmp_path, with_tls(SETTINGS, tmp_path)) as site:
+        context = trusting(tmp_path)
+        context.set_alpn_protocols(["h2"])
+        stream = await connect(site, context)
+        http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        http.initiate_connection()
+        names = [(":method", "POST"), (":scheme", "https"), (":authority", "127.0.0.1")]
+        http.send_headers(1, [*names, (":path", path), ("content-length", "2000000")])
+        sent = 0
+        statuses: dict[int, str] = {}
+        with trio.fail_after(PATIENCE_SECONDS):
+            while 3 not in statuses:
+                await stream.send_all(http.data_to_send())
+                for event in http.receive_data(bytes(await stream.receive_some(65536))):
+                    assert not isinstance(event, h2.events.ConnectionTerminated)
+                    if isinstance(event, h2.events.ResponseReceived):
+                        statuses[event.stream_id] = str(dict(event.headers)[":status"])  # type: ignore[index]
+                while 1 in statuses and sent < 2_000_000 and http.local_flow_control_window(1) > 0:  # all of it after the answer
+                    size = min(http.local_flow_control_window(1), http.max_outbound_frame_size, 2_000_000 - sent)
+                    http.send_data(1, b" " * size, end_stream=sent + size == 2_000_000)
+                    sent += size
+                    if sent == 2_000_000:
+                        http.send_headers(3, [*names, (":path", "/enqueue")])
+                        http.send_data(3, JOB, end_stream=True)
+
+        assert statuses == {1: "413" if path == "/enqueue" else "404", 3: "202"}
+        await stream.aclose()
+
+
 async def test_plain_http_on_the_port_ends_its_own_connection_only(tmp_path: Path) -> None:
     """It is no TLS, and no shard hears of it."""
     async with serving(tmp_path, with_tls(SETTINGS, tmp_path)) as site:
