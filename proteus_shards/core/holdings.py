@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024  # an answer of several jobs stops before the one that would pass this, so that it fits a frame
+WALL_STEP_US = 60 * SECOND_US  # a wall clock that gains this much on the monotonic one has been set
 
 Key: TypeAlias = "Hashable"
 
@@ -144,6 +145,9 @@ class Holdings:
         for job in runs:
             self._restart_timeout(job)
         self._order_dead()
+        ahead = self._clock - self._wall
+        if ahead > WALL_STEP_US:  # rows of a time when the wall clock was set forward: nothing is older for them
+            self._wall_stepped = ahead
 
     # --- delivery ----------------------------------------------------------------------------------------------
 

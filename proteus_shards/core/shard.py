@@ -27,7 +27,7 @@ put off (later, never earlier), and a persisted job at the head of its queue is 
 
 **Two clocks.** `now` is monotonic and decides timeouts and polls. `wall` decides when a scheduled job is due, and gives, held
 never-decreasing, the first half of the order key; a wall clock that jumps disturbs neither order nor timeouts, and ages no
-dead letter. (A restart takes the wall clock as it finds it.)
+dead letter. (A restart takes the wall clock as it finds it; rows from ahead of it age no dead letter either.)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
-from proteus_shards.core.holdings import ANSWER_BYTES_MAX, Holdings, Limits, answer_bytes, letter_of
+from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Holdings, Limits, answer_bytes, letter_of
 from proteus_shards.core.ledger import Note, footprint, image_of
 from proteus_shards.core.model import SECOND_US, Job, RowKey
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from proteus_shards.core.model import Batch
 
 DUE_MAX = 4096  # timeouts and schedules handled by one advance; the rest come with the next, right away
-WALL_STEP_US = 60 * SECOND_US  # a wall clock that gains this much on the monotonic one has been set
 PUT_OFF_US = SECOND_US  # how long a timeout is put off that can't be written while the store is away
 DELIVERING_US = 10_000  # how long one is that came up while its delivery still waits for its commit
 

@@ -407,3 +407,24 @@ def test_deaths_after_a_restart_with_the_wall_clock_set_back_are_the_youngest() 
 
     assert bench.dead_ids() == ["1", "2"]
     assert bench.restart().dead_ids() == ["1", "2"]
+
+
+def test_a_restart_after_a_wall_clock_that_was_ahead_drops_no_dead_letter() -> None:
+    """A row that was written while the clock stood years ahead makes no letter older than it is."""
+    bench = Bench(dead_letters_us_max=10 * SECOND)
+    died(bench, "1", persist=True)
+    bench.commit()
+    bench.set_wall(WALL + 10 * YEAR)
+    bench.enqueue("from the future", persist=True)
+    bench.commit()
+    bench.set_wall(WALL + 5 * SECOND)
+
+    after = bench.restart()
+    assert after.dead_ids() == ["1"]
+    after.pass_time(1)
+    assert after.dead_ids() == ["1"]
+    after.wall = WALL + 30 * SECOND
+    again = after.restart()
+    again.pass_time(1)
+    again.commit()
+    assert again.dead_ids() == []
