@@ -62,6 +62,7 @@ class World:
         self._environ = dict(environ or {})
         self._server: Server | None = None
         self._killed: set[int] = set()
+        self._refused: set[str] = set()  # children that said that they cannot serve just now
         self._read = 0  # bytes of the newest log
         self._life = 0  # how often the number of shards has changed
 
@@ -240,8 +241,13 @@ class World:
         process = str(said.get("process"))
         if said["event"] in {"recovered", "store is back"} and self.place.keeps:
             self._note_epoch(int(process.removeprefix("shard-")), int(str(said["epoch"])))
+        elif said["event"] == "cannot serve" and not said["final"]:
+            self._refused.add(str(said["child"]))  # the store did not answer its start: it is tried again, and has held nothing
         elif said["event"] == "ended" and process == "supervisor":
             child = str(said["child"])
+            if child in self._refused:
+                self._refused.discard(child)
+                return
             pid = said.get("pid")
             dead = self.queues_of(int(child.removeprefix("shard-"))) if child.startswith("shard-") else []
             self._note_death(child, f"returncode {said['returncode']}", dead, by_itself=pid not in self._killed)
