@@ -4,6 +4,9 @@
 
 The product has no switch for any of this. An import hook changes the source of a module while it is loaded, in the shard processes only, and
 refuses to start where the text to be replaced does not stand there exactly once: a mutant that has lost its place is noticed.
+
+The wall clock of a run is set in this way, too (`clock`), and not by libfaketime: that is no part of Python's world, and what it does to the
+monotonic clock, on which every timer here rests, differs from version to version.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _pause(kind: str) -> Act:
     @asynccontextmanager
     async def act(world: World) -> AsyncIterator[str]:
         pid = _some(world, kind)
-        os.kill(pid, signal.SIGSTOP)
+        world.pause(pid)
         try:
             yield f"{kind} {pid}"
         finally:

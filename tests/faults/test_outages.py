@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import Verdict
+from tests.conftest import server_environ
+from tests.faults.checker import RULES, Verdict
 from tests.faults.evidence import Terms
 from tests.faults.history import Window
 from tests.faults.nemesis import FAULTS
 from tests.faults.places import NotHere, Place, open_place
+from tests.faults.report import report
 from tests.faults.run import Account, Plan, Result, run
 
 SEED = 4_711
@@ -115,6 +119,24 @@ def test_jobs_in_memory_do_not_feel_an_outage_of_the_store(result: Result) -> No
 def test_what_could_not_be_tried_is_known(result: Result) -> None:
     """As root, on Linux, everything can."""
     assert [] == result.notes or os.geteuid() != 0 or all("tmpfs" in note for note in result.notes)
+
+
+def test_a_report_tells_the_verdict_each_rule_and_each_fault(result: Result) -> None:
+    """In lines for a person to read."""
+    lines = report(result).splitlines()
+
+    assert "verdict: true" in lines
+    assert {*RULES, *result.plan.faults} <= {name for line in lines for name in (line[:18].rstrip(), line.partition(" ")[0])}
+
+
+def test_a_fault_that_there_is_not_is_refused() -> None:
+    """The command says which there are."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.faults", "--faults", "bad luck"], env=server_environ({}), capture_output=True, text=True, check=False
+    )
+
+    assert 2 == ran.returncode
+    assert "no such fault: bad luck; there are shard killed, " in ran.stderr
 
 
 def _outages(result: Result) -> list[Account]:

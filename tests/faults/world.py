@@ -181,6 +181,11 @@ class World:
         self._killed.add(pid)
         os.kill(pid, signal.SIGKILL)
 
+    def pause(self, pid: int) -> None:
+        """Stop a process. Whoever takes it for hung may end it: that is our doing."""
+        self._killed.add(pid)
+        os.kill(pid, signal.SIGSTOP)
+
     async def wait_replaced(self, kind: str, pid: int, count: int) -> None:
         """Wait until a killed process has a successor."""
         deadline = time.monotonic() + ENDED_SECONDS_MAX
