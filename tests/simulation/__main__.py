@@ -1,8 +1,9 @@
 """`python -m tests.simulation`: one seed again, or as many as there is time for.
 
-    python -m tests.simulation --seed 42                     replays one seed; if it fails, tells what happened
-    python -m tests.simulation --seconds 60 --jobs 2         as many seeds as fit
-    python -m tests.simulation --operations 10000000         as many as it takes
+python -m tests.simulation --seed 42                     replays one seed; if it fails, tells what happened
+python -m tests.simulation --seconds 60 --jobs 2         as many seeds as fit
+python -m tests.simulation --operations 10000000         as many as it takes
+python -m tests.simulation --mutants                     how many seeds it takes to find each planted mistake
 """
 
 from __future__ import annotations
@@ -11,19 +12,27 @@ import argparse
 import sys
 import time
 
-from tests.simulation.run import rate, report, run_many
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.run import find, quiet, rate, report, run_many
+
+SEEDS_MAX = 1500
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit status: 1 if a seed has failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, help="replay this one")
     parser.add_argument("--first", type=int, help="the first of many (default: drawn from the clock)")
     parser.add_argument("--seconds", type=float, help="go on for so long")
     parser.add_argument("--operations", type=int, help="go on until so many requests were judged; with --seed: let clients make so many")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--mutants", action="store_true", help="plant each mistake of mutants.py and look for it")
     parser.add_argument("--lines", type=int, default=120, help="how much of a failing seed's trace to show (default: 120)")
     options = parser.parse_args(arguments)
+    if options.mutants:
+        return hunt()
     if options.seed is not None:
         say(f"seed {options.seed}")
         text = report(options.seed, shrink=options.operations is None, lines=options.lines)
@@ -39,6 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in sorted(tally.failed)[:1]:
         say(f"failed: {sorted(tally.failed)}\n{report(seed, lines=options.lines)}")
     return int(bool(tally.failed))
+
+
+def hunt() -> int:
+    """Look for each mutant, and return 1 if one was not found."""
+    quiet()
+    lost = 0
+    for mutant in MUTANTS:
+        found = find(mutant, range(SEEDS_MAX))
+        lost += found is None
+        told = f"{found[0] + 1:>5} seeds: {str(found[1])[:120]}" if found is not None else f"not found in {SEEDS_MAX} seeds"
+        say(f"{mutant.__name__:<40} {told}")
+    say(f"{len(MUTANTS)} mutants, {lost} not found")
+    return int(bool(lost))
 
 
 def say(text: str) -> None:

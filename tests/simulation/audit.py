@@ -43,7 +43,7 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
                 del line.jobs[known.id]
             elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
                 del line.jobs[known.id]
-                completed = _completed(known, limbo)
+                completed = any(type(op.command) is Complete and op.command.id == known.id for op in limbo)  # of a run before, even
                 if known.run_id is not None and known.last and view.now >= known.until:
                     known.vague = completed
                     line.dead.append(known)
@@ -67,7 +67,7 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
 
     for row in rows.values():
         line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts)
-        _believe(view, known, row, restarted=restarted)
+        _believe(view, known, row, restarted=restarted, fresh=True)
     for row in died.values():
         raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
     line.next_due = min((known.due_by for known in line.jobs.values() if known.run_id is not None), default=NEVER)
@@ -79,7 +79,8 @@ def _is_letter_of(row: Row, known: Known) -> bool:
 
 def _completed(known: Known, limbo: list[Op]) -> bool:
     return any(
-        type(op.command) is Complete and op.command.id == known.id and (op.command.run_id in (None, known.run_id) or known.vague) for op in limbo
+        type(op.command) is Complete and op.command.id == known.id and (op.command.run_id in (None, known.run_id) or known.vague)
+        for op in limbo
     )
 
 
@@ -87,7 +88,11 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool) -> Known:
     """Find the request that a row comes from which nobody was told of."""
     for op in limbo:
         command = op.command
-        if type(command) is Enqueue and command.persist and (command.id, command.payload, op.clock) == (row.id, row.payload, row.created_at):
+        if (
+            type(command) is Enqueue
+            and command.persist
+            and (command.id, command.payload, op.clock) == (row.id, row.payload, row.created_at)
+        ):
             known = Known(op)
             fresh = (row.status, row.attempt) == (READY, 0) or ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts)
             if not fresh or row.ready_at != known.ready_at or not _has_state(known, row, limbo):
@@ -98,7 +103,10 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool) -> Known:
 
 def _has_state(known: Known, row: Row, limbo: list[Op]) -> bool:
     return row.state == known.state or any(
-        type(op.command) is Heartbeat and op.command.id == known.id and op.command.state is not None and (op.command.state or None) == row.state
+        type(op.command) is Heartbeat
+        and op.command.id == known.id
+        and op.command.state is not None
+        and (op.command.state or None) == row.state
         for op in limbo
     )
 
@@ -126,7 +134,7 @@ def _compare(view: View, line: Line, known: Known, row: Row, limbo: list[Op], *,
         raise Violation(f"{line.name}/{known.id} is stored as {row}, but should be {state}, attempt {attempt}")
 
 
-def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
+def _believe(view: View, known: Known, row: Row, *, restarted: bool, fresh: bool = False) -> None:
     """Make a job what its row says."""
     known.seq = row.seq
     known.attempt = row.attempt
@@ -142,6 +150,8 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
         known.run_id = row.run_id
         known.op.reached = 0
         return
+    if not restarted and (known.run_id is not None or fresh):
+        known.skip_before = view.asked + 1  # a poll that ended just before has not seen it
     known.run_id = None
     if known.run_at is not None:
         if restarted:

@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, cast
 
+from tests.simulation.disk import Violation
 
 STEPS_MAX = 300_000  # of one run: a seed takes some thousands
 
 
-class Ended(BaseException):  # noqa: N818  # not an error: nothing may catch it but the loop
+class Ended(BaseException):  # not an error: nothing may catch it but the loop
     """The process that this was part of is no more."""
 
 
@@ -38,8 +39,8 @@ class Timer:
         self.args = ()
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """Implements as much of `AbstractEventLoop` as its tasks need. `now` is its time in microseconds."""
+class VirtualLoop:
+    """Has as much of `AbstractEventLoop` as its tasks need. `now` is its time in microseconds."""
 
     def __init__(self, *, resolution_us: int = 1) -> None:
         self.now = 1_000_000
@@ -63,10 +64,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return False
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=cast("asyncio.AbstractEventLoop", self))
 
-    def create_task(self, coro: Coroutine[Any, Any, Any], **_: Any) -> asyncio.Task[Any]:  # type: ignore[override]
-        return asyncio.Task(coro, loop=self)
+    def create_task(self, coro: Coroutine[Any, Any, Any], **_: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=cast("asyncio.AbstractEventLoop", self))
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:  # noqa: ARG002
         timer = Timer(callback, args)
@@ -101,13 +102,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def run(self, stopped: Callable[[], bool]) -> None:
         """Run until nothing is left to do, `stopped` says so, or a callback raises."""
         ready, timers = self._ready, self._timers
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(cast("asyncio.AbstractEventLoop", self))
         try:
             steps = 0
             while not stopped():
                 steps += 1
                 if steps > STEPS_MAX:
-                    raise RuntimeError("no end in sight: something goes round in circles")
+                    raise Violation("no end in sight: something goes round in circles")
                 if ready:
                     timer = ready.popleft()
                 elif timers:

@@ -15,9 +15,24 @@ and is believed from then on.
 from __future__ import annotations
 
 from heapq import heappop
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from proteus_shards.core.commands import Command, Complete, Delivered, Delivery, Done, Enqueue, Heartbeat, ListDead, Listed, Next, Outcome, Reason, Refused, Undeliver
+from proteus_shards.core.commands import (
+    Command,
+    Complete,
+    Delivered,
+    Delivery,
+    Done,
+    Enqueue,
+    Heartbeat,
+    ListDead,
+    Listed,
+    Next,
+    Outcome,
+    Reason,
+    Refused,
+    Undeliver,
+)
 from tests.simulation.audit import audit
 from tests.simulation.disk import Disk, Violation
 from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View
@@ -62,10 +77,8 @@ class Oracle:
         view.wall = wall
         if wall > view.wall_max:
             view.wall_max = wall
-            if wall > self.wall_max:
-                self.wall_max = wall
-        if wall > view.clock:
-            view.clock = wall
+            self.wall_max = max(self.wall_max, wall)
+        view.clock = max(view.clock, wall)
         while view.schedule and view.schedule[0][0] <= wall and now >= view.grace_until:
             heappop(view.schedule)[2].reached = self.count
 
@@ -83,14 +96,14 @@ class Oracle:
         if line is None:
             line = self.lines[op.queue] = Line(op.queue)
         if kind is Refused:
-            self._refused(view, line, op, outcome)
+            self._refused(view, line, op, cast("Refused", outcome))
             return
         if op.applied > line.next_due:
             self._expire(view, line, op)
         command = op.command
         asked = type(command)
         if kind is Delivered:
-            self._delivered(view, line, op, outcome.jobs)
+            self._delivered(view, line, op, cast("Delivered", outcome).jobs)
         elif asked is Enqueue:
             self._enqueued(view, line, op, command)
         elif asked is Complete:
@@ -98,7 +111,7 @@ class Oracle:
         elif asked is Heartbeat:
             self._heard(view, line, op, command)
         elif asked is Undeliver:
-            self._undelivered(view, line, op, command)
+            self._undelivered(line, op, command)
         else:
             self._listed(view, line, op, outcome)
 
@@ -157,7 +170,11 @@ class Oracle:
         known = line.jobs.get(row.id)
         if known is not None and known.persist and known.seq in (-1, row.seq) and known.payload == row.payload:
             del line.jobs[row.id]
-        line.dead = [known for known in line.dead if not known.persist or (known.id, known.payload, known.attempt) != (row.id, row.payload, row.attempt)]
+        line.dead = [
+            known
+            for known in line.dead
+            if not known.persist or (known.id, known.payload, known.attempt) != (row.id, row.payload, row.attempt)
+        ]
 
     def recovered(self, view: View, queues: list[str]) -> None:
         """A new process has read all rows of some queues."""
@@ -257,6 +274,8 @@ class Oracle:
             ):
                 raise Violation(f"{_name(op)}: {other.id} is not delivered, though it is ready")
         command: Next = op.command
+        if not count and op.exact and not op.away and not view.away:
+            self._settle_vague(view, line, op)
         if not count and not op.exact and view.now < op.applied + command.wait_us:
             raise Violation(f"{_name(op)}: the poll has ended early")
 
@@ -294,7 +313,7 @@ class Oracle:
             ):
                 raise Violation(f"{_name(op)}: the state is acknowledged before it was stored")
 
-    def _undelivered(self, view: View, line: Line, op: Op, command: Undeliver) -> None:
+    def _undelivered(self, line: Line, op: Op, command: Undeliver) -> None:
         known = line.jobs.get(command.id)
         if known is None or (known.run_id != command.run_id and not _vague(known, op)):
             raise Violation(f"{_name(op)}: done, but this run is over")
@@ -346,7 +365,7 @@ class Oracle:
             if type(command) is not Enqueue or command.id not in line.jobs:
                 raise Violation(f"{_name(op)}: refused as existing, but no such job is there")
         elif reason is Reason.NOT_FOUND:
-            self._not_found(view, line, op)
+            self._not_found(line, op)
         elif reason is Reason.BUSY:
             alone = type(command) is Enqueue and not command.persist and (op.queue, command.id) not in view.doubt
             away = op.away and not alone
@@ -367,7 +386,7 @@ class Oracle:
         else:
             raise Violation(f"{_name(op)}: {outcome}")
 
-    def _not_found(self, view: View, line: Line, op: Op) -> None:
+    def _not_found(self, line: Line, op: Op) -> None:
         command = op.command
         known = line.jobs.get(command.id)
         if known is None or _vague(known, op):
@@ -389,6 +408,19 @@ class Oracle:
             size = len(line.jobs[command.id].payload) + len(command.state or b"") + len(command.queue) + len(command.id)
         if maximum is None or size <= maximum:
             raise Violation(f"{_name(op)}: refused as invalid for no reason")
+
+    def _settle_vague(self, view: View, line: Line, op: Op) -> None:
+        """What may be in flight would have come back by now: so it has died."""
+        for known in [known for known in line.jobs.values() if known.vague]:
+            if (
+                op.applied > view.failed_at + known.timeout_us + PUT_OFF_US
+                and op.applied >= view.certain_from
+                and op.number >= known.skip_before
+            ):
+                known.attempt += 1
+                if not known.last:
+                    raise Violation(f"{_name(op)}: {known.id} is not delivered, though it is ready")
+                self._die(line, known)
 
     # --- what happens by itself --------------------------------------------------------------------------------
 
@@ -423,10 +455,12 @@ class Oracle:
 
     # --- excuses -----------------------------------------------------------------------------------------------
 
-    def _asked(self, view: View, op: Op, what: type, job_id: str | None = None) -> bool:
+    def _asked(self, view: View, op: Op, what: type[Enqueue | Complete | Heartbeat], job_id: str | None = None) -> bool:
         """Say whether a request of some kind about the same job is still unanswered: its rows may come with those of this one."""
         queue, job_id = op.queue, job_id or op.command.id
-        return any(type(other.command) is what and other.queue == queue and other.command.id == job_id for other in view.outstanding.values())
+        return any(
+            type(other.command) is what and other.queue == queue and other.command.id == job_id for other in view.outstanding.values()
+        )
 
     def _fenced(self, view: View, op: Op, outcome: Outcome) -> None:
         """A process that has lost its rows may say no, and may do what needs no store: also add a job and complete it in one commit."""
@@ -440,6 +474,7 @@ class Oracle:
 
     def audit(self, view: View, queue: str, limbo: list[Op], *, restarted: bool) -> None:
         """Hold the rows of a queue against what must be there, and believe them from now on."""
+        view.asked = self.count
         line = self.lines.get(queue)
         if line is None:
             line = self.lines[queue] = Line(queue)

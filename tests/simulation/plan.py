@@ -66,6 +66,9 @@ class Plan:
         self.row_bytes_max = pick((None, None, None, 60))
         self.batch_rows_max = pick((None, None, 1, 2, 5))
         self.batch_bytes_max = pick((None, None, None, 700, 2000))
+        if self.batch_rows_max is not None and self.latency_us > 100_000:
+            self.batch_rows_max = 5  # a thousand commits one after another, of seconds each, show nothing else
+            self.latency_us = 200_000
         small = chance(0.2)
         self.pending_max = 6 if small and chance(0.3) else 100_000
         self.queue_jobs_max = 2 if small and chance(0.3) else 100_000

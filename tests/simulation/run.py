@@ -12,8 +12,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
+from tests.simulation.mutants import Mutant
 from tests.simulation.trace import Trace
 from tests.simulation.world import World
 
@@ -127,6 +130,13 @@ def report(seed: int, *, shrink: bool = True, lines: int = 120) -> str:
     else:
         text.append(f"seed {seed} passes: {count} requests, faults {world.all_faults()}, fingerprint {world.oracle.fingerprint:012x}")
     return "\n".join(text)
+
+
+def find(mutant: Mutant, seeds: range) -> tuple[int, BaseException] | None:
+    """Plant a mutant, and return the first of some seeds that finds it, with what it says."""
+    with ExitStack() as planted:
+        mutant(lambda owner, name, replacement: planted.enter_context(patch.object(owner, name, replacement)))
+        return next(((seed, error) for seed in seeds if (error := fails(seed)) is not None), None)
 
 
 def rate(tally: Tally, started: float) -> str:

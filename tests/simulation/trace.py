@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from proteus_shards.core.commands import Delivered, Outcome, Refused
+from proteus_shards.core.model import Batch
 from tests.simulation.world import World
 
 LINES_MAX = 4000
@@ -20,8 +22,14 @@ class Trace:
         oracle = world.oracle
         for name in ("ask", "answer", "give_back", "failed", "rows_known", "ended", "recovered"):
             setattr(oracle, name, self._listen(name, getattr(oracle, name)))
-        write = world.disk.write
-        world.disk.write = lambda batch: (self._note("disk", f"write {_batch(batch)}"), write(batch))[1]  # type: ignore[method-assign]
+        world.disk.write = self._watch(world.disk.write)  # type: ignore[method-assign, assignment]
+
+    def _watch(self, write: Callable[[Batch], None]) -> Callable[[Batch], None]:
+        def watched(batch: Batch) -> None:
+            self._note("disk", f"write {_batch(batch)}")
+            write(batch)
+
+        return watched
 
     def _listen(self, name: str, judge: Any) -> Any:
         def listener(view: Any, *rest: Any, **options: Any) -> Any:
@@ -62,7 +70,7 @@ def _outcome(outcome: Outcome) -> str:
     return repr(outcome)
 
 
-def _batch(batch: Any) -> str:
+def _batch(batch: Batch) -> str:
     parts = [f"-{key.queue}/{key.id}#{key.seq}" for key in batch.deletes]
     parts += [f"~{mark.queue}/{mark.id}#{mark.seq}={mark.status}@{mark.attempt}" for mark in batch.marks]
     parts += [f"+{row.queue}/{row.id}#{row.seq}={row.status}@{row.attempt}" for row in batch.inserts]

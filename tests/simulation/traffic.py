@@ -88,11 +88,13 @@ class Traffic:
         run = self.run_of(queue)
         if run is None or draw() < 0.1:
             job_id = plan.ids[int(draw() * len(plan.ids))]
-            return Complete(queue, job_id) if draw() < 0.6 else Heartbeat(queue, job_id, None, None if draw() < 0.5 else b"%d" % int(draw() * 99))
+            return (
+                Complete(queue, job_id)
+                if draw() < 0.6
+                else Heartbeat(queue, job_id, None, None if draw() < 0.5 else b"%d" % int(draw() * 99))
+            )
         if draw() < plan.undelivered:
             return Undeliver(*run)
         if kind < 0.86:
             return Complete(*run)
         return Heartbeat(*run, None if draw() < 0.4 else b"" if draw() < 0.1 else b"%d" % int(draw() * 99))
-
-

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import cast
 
 from proteus_shards.core.commands import Command, Complete, Delivered, Heartbeat, Next, Outcome, Refused, Undeliver
 from proteus_shards.core.model import Batch
@@ -37,16 +38,16 @@ class ObservedShard(Shard):
 
     life: Life
 
-    def take_replies(self) -> list[tuple[object, Outcome]]:  # type: ignore[override]
+    def take_replies(self) -> list[tuple[object, Outcome]]:
         replies = super().take_replies()
         if replies:
             self.life.judge(replies)
-        return replies  # type: ignore[return-value]
+        return replies
 
-    def apply(self, key: object, command: Command) -> None:  # type: ignore[override]
+    def apply(self, key: object, command: Command) -> None:
         if key is None and type(command) is Undeliver:
             self.life.world.oracle.give_back(self.life.view, command)
-        super().apply(key, command)  # type: ignore[arg-type]
+        super().apply(key, command)
 
 
 class SimulatedLink:
@@ -82,6 +83,7 @@ class Life:
         self.index = index
         self.dead = self.up = False
         self._careful = False
+        self.ending: asyncio.Task[None] | None = None
         self.queues = world.queues_of(index)
         self.view = View(world.loop.now, world.loop.now + world.wall_offset)
         self.store = SimulatedStore(world.disk, world.loop, world.plan, frozenset(SLOTS[queue] for queue in self.queues), self.crash)
@@ -106,7 +108,9 @@ class Life:
         self.clocks()
         if how == "permanent":
             if self._careful and self.pump.shard.sealed_answers > 1:
-                raise_soon(self.world.loop, Violation("once more a batch of several requests was refused for good: nobody learns which it is"))
+                raise_soon(
+                    self.world.loop, Violation("once more a batch of several requests was refused for good: nobody learns which it is")
+                )
             self._careful = True
         self.world.oracle.failed(self.view, how, batch)
 
@@ -129,7 +133,7 @@ class Life:
             raise Ended
         answer, view = self.world.oracle.answer, self.view
         for key, outcome in replies:
-            link, number = key  # type: ignore[misc]
+            link, number = cast("tuple[SimulatedLink, int]", key)
             if not link.closed:
                 link.expected += 1
             answer(view, number, outcome)
@@ -137,11 +141,11 @@ class Life:
     def receive(self, link: SimulatedLink, commands: list[Command], sent: int | None = None, *, heals: bool = False) -> None:
         """A frame arrives, if anybody is there. What was still on its way when the world is healed is lost."""
         if not self.dead and self.up and not link.closed and (heals or not self.world.plan.healed):
-            self.pump.receive(link, self._requests(link, commands, sent))  # type: ignore[arg-type]
+            self.pump.receive(link, self._requests(commands, sent))
             if self.view.given_back and not self.pump.shard.pending:
                 self.world.oracle.idle(self.view)
 
-    def _requests(self, link: SimulatedLink, commands: list[Command], sent: int | None) -> Iterator[tuple[int, Command]]:
+    def _requests(self, commands: list[Command], sent: int | None) -> Iterator[tuple[int, Command]]:
         ask, view = self.world.oracle.ask, self.view
         for command in commands:
             yield ask(view, command, sent), command
@@ -152,9 +156,10 @@ class Life:
         link.closed = True
         if self.up and not self.dead:
             for key in self.pump.shard.waiting():
-                if key[0] is link:  # type: ignore[index]
-                    del self.view.outstanding[key[1]]  # type: ignore[index]
-            self.pump.lose(link)  # type: ignore[arg-type]
+                of, number = cast("tuple[SimulatedLink, int]", key)
+                if of is link:
+                    del self.view.outstanding[number]
+            self.pump.lose(link)
             self.check_link(link)
         self.links[place] = SimulatedLink(self)
 
@@ -380,7 +385,7 @@ class World:
         """End a process politely."""
         life = self._any_life()
         if life.up:
-            self.loop.create_task(self._end(life))
+            life.ending = self.loop.create_task(self._end(life))
 
     async def _end(self, life: Life) -> None:
         life.view.draining = True
@@ -438,7 +443,9 @@ class World:
         self._check_progress(queue)
         if commands:
             life.receive(SimulatedLink(life), commands, heals=True)
-        self._patience[queue] = wait = 30 * SECOND - self._patience.get(queue, 30 * SECOND)  # every other time at once: that says what has died
+        self._patience[queue] = wait = 30 * SECOND - self._patience.get(
+            queue, 30 * SECOND
+        )  # every other time at once: that says what has died
         life.receive(SimulatedLink(life, lambda answer: self._poll(queue, answer)), [Next(queue, 10, wait)], heals=True)
 
     def _check_progress(self, queue: str) -> None:
