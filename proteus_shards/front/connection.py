@@ -4,7 +4,8 @@ Hypercorn takes any stream that looks like trio's. This one adds what Hypercorn 
 
 - It counts what the socket took and knows when a send failed. Hypercorn swallows that; `exchange` needs it to tell a job
   that was handed over from one that never left.
-- A client that stops reading does not hold a task for ever: each piece of an answer must be taken within a time.
+- A client that stops reading does not hold a task for ever: each piece of an answer must be taken within a time. On HTTP/2 it may hold up an answer
+  by its window too, before a byte of it is sent. So it is noted that answers wait, and `stalled` says when nothing has moved for that time.
 - It closes gently. A server that closes while unread bytes are left (an upload refused with 413) makes the kernel
   reset the connection, and the client may lose the answer that says why. So after its last byte it reads on for a moment, discarding.
 - A head that has begun must come to its end within a time. Hypercorn's own read timeout would cut waiting polls as well.
@@ -49,6 +50,9 @@ class Connection(trio.abc.HalfCloseableStream):
         self._head_since: float | None = None  # when the first byte came of a request that has not begun
         self._http2: bool | None = None
         self._sending = 0
+        self._in_hand_bytes = 0  # of the piece that is being sent
+        self._answers = 0  # that wait to be sent by someone else: those of HTTP/2
+        self._moved_at = 0.0  # when the last piece was taken, or the first of these answers began
         self._stream = stream
         self._stall_seconds_max = stall_seconds_max
         self._unread = unread
@@ -70,6 +74,26 @@ class Connection(trio.abc.HalfCloseableStream):
         """Say whether for so long no request has been under way, and nothing is being sent."""
         return not self.exchanges and not self._sending and trio.current_time() - self.quiet_since >= quiet_seconds
 
+    def begin_answer(self) -> None:
+        """Note that an answer waits for a sender that serves several."""
+        if not self._answers:
+            self._moved_at = trio.current_time()
+        self._answers += 1
+
+    def end_answer(self) -> None:
+        """Note that it was sent, or never will be."""
+        self._answers -= 1
+
+    @property
+    def stalled(self) -> bool:
+        """Whether answers wait and the client has taken nothing at all for too long."""
+        return self._answers > 0 and trio.current_time() - self._moved_at >= self._stall_seconds_max
+
+    @property
+    def sent_bytes_most(self) -> int:
+        """How many bytes the socket may have taken, those that are being sent included."""
+        return self.sent_bytes + self._in_hand_bytes
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send data. Raises `trio.BrokenResourceError` where the client is gone or takes too long."""
         self._sending += 1
@@ -83,6 +107,7 @@ class Connection(trio.abc.HalfCloseableStream):
     async def _send_piece(self, piece: memoryview) -> None:
         if self.broken:
             raise trio.BrokenResourceError("an earlier send failed")
+        self._in_hand_bytes = len(piece)
         try:
             with trio.fail_after(self._stall_seconds_max):
                 await self._stream.send_all(piece)
@@ -92,7 +117,10 @@ class Connection(trio.abc.HalfCloseableStream):
         except trio.TooSlowError:
             self.abort()
             raise trio.BrokenResourceError("the client does not read") from None
+        finally:
+            self._in_hand_bytes = 0
         self.sent_bytes += len(piece)
+        self._moved_at = trio.current_time()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket takes bytes."""

@@ -17,7 +17,8 @@ What is not:
 - While an HTTP/1 client has sent more requests behind its `next` (pipelining), Hypercorn reads no further, and so notices
   the end of the stream only after the answer.
 - A client that shuts down only its sending side looks gone to Hypercorn; it gets no answer, and no job either.
-- On HTTP/2 the answers of all streams share one socket and are sent later, by another task: once the answer has begun, it counts as sent.
+- On HTTP/2 the answers of all streams share one socket and are sent later, by another task: once the answer has begun, it counts as sent. Only
+  where the connection broke, and took fewer bytes since then than the answer has, the job goes back: its end surely never left.
 
 In the unsure cases the job returns at its timeout, and its delivery counts.
 """
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from proteus_shards.core.commands import Delivery
-from proteus_shards.front.connection import CURRENT_CONNECTION
+from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.router import Router
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ class Exchange:
     def __init__(self, router: Router, http_version: str, send: ASGISendCallable) -> None:
         self._router = router
         self._send = send
-        self._connection = CURRENT_CONNECTION.get() if http_version.startswith("1") else None
+        self._connection = CURRENT_CONNECTION.get()
+        self._is_shared = not http_version.startswith("1")  # with the answers to other requests, and sent by a task of their own
         self._jobs: Sequence[Delivery] = ()
         self._body_bytes = 0
         self._taken_bytes = 0  # of the body, by the socket; counted with a connection only
+        self._shared_before = 0  # what a shared connection had sent when the answer began
         self._status: int | None = None
         self.finishing = False  # the last message of the answer is being sent
         self.request_ended = False  # the client's whole body has arrived
@@ -71,6 +74,9 @@ class Exchange:
             self._status = message["status"]
         elif not message.get("more_body", False):
             self.finishing = True
+        if self._connection is not None and self._is_shared:
+            await self._send_shared(self._connection, message, len(body))
+            return
         if not body or self._connection is None:
             await self._send(message)
             return
@@ -81,6 +87,16 @@ class Exchange:
         finally:
             self._taken_bytes += self._connection.sent_bytes - before
 
+    async def _send_shared(self, connection: Connection, message: Any, body_bytes: int) -> None:
+        if message["type"] == "http.response.start":
+            self._shared_before = connection.sent_bytes
+        self._body_bytes += body_bytes
+        connection.begin_answer()
+        try:
+            await self._send(message)
+        finally:
+            connection.end_answer()
+
     def settle(self) -> None:
         """Give back what surely did not arrive. The exchange is over."""
         if self._jobs and self._surely_lost():
@@ -90,7 +106,11 @@ class Exchange:
     def _surely_lost(self) -> bool:
         if self._status not in WITH_JOBS:  # no answer has begun, or a problem went out in its place
             return True
-        return self._connection is not None and (self._body_bytes == 0 or self._taken_bytes < self._body_bytes)
+        if self._connection is None:
+            return False
+        if self._is_shared:
+            return self._connection.broken and self._connection.sent_bytes_most - self._shared_before < self._body_bytes
+        return self._body_bytes == 0 or self._taken_bytes < self._body_bytes
 
 
 def exchange_of(scope: Any) -> Exchange:

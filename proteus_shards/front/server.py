@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 DRAIN_QUIET_SECONDS = 0.5  # a connection without a request for so long is closed by a drain
 ACCEPT_PAUSE_SECONDS = 0.1
+STALL_LOOKS = 4  # in the time that a client may take over a piece of an answer
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -113,6 +114,7 @@ class Server:
         async with trio.open_nursery() as lifespan_nursery:
             await lifespan_nursery.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
+            lifespan_nursery.start_soon(self._cut_off_the_stalled)
             async with trio.open_nursery() as connections:
                 if self._settings.fast_lane and self._certificates is None:
                     await self._serve_lane(listener, connections, task_status)
@@ -190,6 +192,14 @@ class Server:
             connection.abort()
             self._connections.discard(connection)
             self._one_fewer.set()
+
+    async def _cut_off_the_stalled(self) -> None:
+        """Abort connections whose client lets no answer pass: Hypercorn would wait for ever where that is HTTP/2's own window."""
+        while True:
+            await trio.sleep(min(1.0, self._settings.request_seconds_max / STALL_LOOKS))
+            for connection in [connection for connection in self._connections if connection.stalled]:
+                log.debug("a client does not read its answers")
+                connection.abort()
 
     async def _wait_closed(self) -> None:
         """Wait until no connection is left. Those that owe nothing are not waited for: some kinds never end by themselves."""
