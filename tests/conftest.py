@@ -20,6 +20,9 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+# pytest explains their assertions, too, as it does those of a test file
+pytest.register_assert_rewrite("tests.store.exercise", "tests.store.exercise_owners", "tests.store.exercise_rows")
+
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 40.0
 REQUEST_SECONDS_MAX = 20.0
