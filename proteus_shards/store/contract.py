@@ -70,7 +70,7 @@ class Store(Protocol):
 
     kind: str  # "sqlite", …: the scheme of the store's URL
     durability: Durability  # as found out by `open` and each `reopen`; before that the weakest that it may turn out to be
-    terms: str  # what the durability rests on, as one line for the log: the server's version and settings. Known after `open`
+    terms: str  # what the durability rests on, one line: the server's version and settings, but no host, path or name, as /health shows it. Known after `open`
     keeps: bool  # False for the memory store: persist_data jobs are refused
     row_bytes_max: int | None  # a row's names, payload and state together; larger jobs are refused with INVALID before any write
     batch_rows_max: int | None  # deletes, inserts and marks of one batch; no larger one is given to `commit`

@@ -183,8 +183,9 @@ class DynamodbStore:
         self._client.started = True
         of_aws = (urlsplit(self._client.endpoint).hostname or "").endswith(_AWS_DOMAINS)
         self.durability = Durability.REPLICA if of_aws else Durability.WEAK
-        where = f"in {self._client.region}" if of_aws else f"at {self._client.endpoint}, which is not of AWS and promises nothing"
-        self.terms = f"DynamoDB {where}, table {self._url.table}"
+        self.terms = (
+            f"DynamoDB in {self._client.region}" if of_aws else "DynamoDB behind an endpoint that is not of AWS, which promises nothing"
+        )
         return self._lease.epoch
 
     async def _query(self, number: int, found: list[Row | Damaged]) -> None:
