@@ -139,6 +139,13 @@ CHANGES: dict[str, tuple[Change, ...]] = {
             "            return fresh[-1] if fresh and fresh[-1].status is READY else fresh[0] if fresh else None\n",
         ),
     ),
+    "returned in any order": (
+        Change(
+            "proteus_shards.core.queue",
+            "heappush(self._returned, (job.ready_at, job.seq, id(job), job))\n",
+            "heappush(self._returned, (hash(job.id), job.seq, id(job), job))\n",
+        ),
+    ),
     "fence ignored": (
         Change(
             PUMP,
