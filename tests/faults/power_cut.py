@@ -8,6 +8,8 @@ all else that may be there, and the product recovers from each by itself. The ne
 a recovery occur too. Then the same is done with
 the making of a new store, and with a move from 2 to 3 shards.
 
+With --server a whole server is recorded, from its start to its end, together with clients that speak HTTP (`power_cut_server.py`).
+
 The seed decides the operations and the choice of cuts, not which operations share a commit: that is a matter of time. So a failure
 leaves the disk that it was found on.
 
@@ -54,6 +56,7 @@ FOLDER = "new/data"  # of the store, below that of the disk: so the names above 
 OPERATIONS = 1500  # of one round
 ROUND_CUTS = 250
 FAULTS_SHOWN = 20
+SHARD, SERVER = "tests.faults.power_cut_work", "tests.faults.power_cut_server"  # the programs that are recorded
 MEMORY_DISK = Path("/dev/shm")  # images need not be durable
 
 
@@ -132,7 +135,7 @@ class Recording(msgspec.Struct):
     moments: list[Moment]
 
 
-def record_run(orders: Orders, base: Path, start: Image) -> Recording:
+def record_run(orders: Orders, base: Path, start: Image, program: str = SHARD) -> Recording:
     """Run what is ordered on a disk, in a folder of its own below `base`."""
     with tempfile.TemporaryDirectory(dir=base) as name:
         disk = Path(name, "disk").resolve()
@@ -140,7 +143,7 @@ def record_run(orders: Orders, base: Path, start: Image) -> Recording:
         write_image(start, disk)
         told, lines = disk.with_name("told"), disk.with_name("strace")
         orders = msgspec.structs.replace(orders, folder=str(disk / FOLDER), told=str(told))
-        moments = record(disk, lines, ["-m", "tests.faults.power_cut_work", msgspec.json.encode(orders).decode()], told)
+        moments = record(disk, lines, ["-m", program, msgspec.json.encode(orders).decode()], told)
         follower = Disk(start)
         for moment in moments:
             follower.follow(moment)
@@ -208,6 +211,7 @@ class Campaign(msgspec.Struct):
     free_pages: int = 8
     sabotage: str = ""
     keep: Path | None = None
+    program: str = SHARD
     say: Callable[[str], None] = lambda _: None
 
     def work(self, cuts: int) -> Report:
@@ -223,12 +227,14 @@ class Campaign(msgspec.Struct):
         return report
 
     def _round(self, count: int, chance: random.Random, start: Image, rows: list[Row]) -> tuple[Report, Image, list[Row]]:
-        truth = Truth(rows)
+        is_shard = self.program == SHARD
+        shards = 1 if is_shard else 2
+        truth = Truth(rows, knows_commits=is_shard)
         orders = Orders(
-            folder="", told="", seed=chance.getrandbits(32), operations=self.operations, synchronous=self.synchronous,
+            folder="", told="", shards=shards, seed=chance.getrandbits(32), operations=self.operations, synchronous=self.synchronous,
             log_pages=self.log_pages, free_pages=self.free_pages, first=truth.first, sabotage=self.sabotage,
         )  # fmt: skip
-        recording = record_run(orders, self.base, start)
+        recording = record_run(orders, self.base, start, self.program)
         report = Report(moments=len(recording.moments))
         points = cut_points(recording.moments, count, chance)
         next_start, next_rows = start, rows
@@ -239,7 +245,7 @@ class Campaign(msgspec.Struct):
                 found: list[Row] = []
 
                 def judge(folder: Path, found: list[Row] = found) -> list[Fault]:
-                    found += recover(folder, 1, self.synchronous)
+                    found += recover(folder, shards, self.synchronous)
                     return truth.judge(found)
 
                 faults = try_disk(image, judge)
@@ -248,7 +254,7 @@ class Campaign(msgspec.Struct):
                 lost |= loss
                 worse = [fault for fault in faults if fault.kind not in loss]
                 report.faults += [Found(index, name, fault, self._kept(image, index, name)) for fault in worse]
-                if name == "synced" and not worse:
+                if is_shard and name == "synced" and not worse:
                     report.commits_lost.append(truth.lost_commits(found))
                 if not faults and name == "mixed" and chance.random() < 0.1:
                     next_start, next_rows = image, found
@@ -359,6 +365,7 @@ def main() -> int:
     parser.add_argument(
         "--sabotage", default="", help='leave out a part: "answers first", "no folder sync", "no file sync", "no sync above"'
     )
+    parser.add_argument("--server", action="store_true", help="record a whole server and its clients, not one shard")
     parser.add_argument("--keep", type=Path, default=None, help="where disks with faults are left")
     given = parser.parse_args()
     if (reason := why_not()) is not None:
@@ -373,9 +380,9 @@ def main() -> int:
     began = time.monotonic()
     base = Path(tempfile.mkdtemp(prefix="power-cut-"))
     try:
-        campaign = Campaign(
-            base, given.seed, given.synchronous, given.operations, given.log_pages, sabotage=given.sabotage, keep=given.keep, say=say
-        )
+        campaign = Campaign(base, given.seed, given.synchronous, given.operations, given.log_pages)
+        campaign.sabotage, campaign.keep, campaign.say = given.sabotage, given.keep, say
+        campaign.program = SERVER if given.server else SHARD
         work = campaign.work(given.cuts)
         created, moved = campaign.create(given.move_cuts), campaign.move(given.move_cuts)
     finally:

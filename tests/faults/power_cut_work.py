@@ -214,9 +214,8 @@ def sabotage(name: str) -> None:
         assert name in ("", "answers first"), f"there is no such part: {name}"
 
 
-def main() -> None:
-    """Do what the argument orders."""
-    orders = msgspec.json.decode(sys.argv[1], type=Orders)
+def teller(orders: Orders) -> Tell:
+    """Return what writes to the file that the record watches."""
     fd = os.open(orders.told, os.O_WRONLY | os.O_APPEND)
 
     def tell(message: Told) -> None:
@@ -224,6 +223,13 @@ def main() -> None:
         written = os.write(fd, data)
         assert written == len(data)
 
+    return tell
+
+
+def main() -> None:
+    """Do what the argument orders."""
+    orders = msgspec.json.decode(sys.argv[1], type=Orders)
+    tell = teller(orders)
     sabotage(orders.sabotage)
     sqlite_prepare.prepare(SqliteUrl(Path(orders.folder)), orders.shards)
     tell(Prepared())

@@ -12,7 +12,7 @@ import pytest
 
 from proteus_shards.core.commands import Complete, Done, Enqueue, Heartbeat
 from proteus_shards.core.model import Batch, Row
-from tests.faults.power_cut import Campaign, judge_moved
+from tests.faults.power_cut import SERVER, Campaign, judge_moved
 from tests.faults.power_cut_disk import Disk, Image
 from tests.faults.power_cut_trace import Call, Moment, Reader, need_strace
 from tests.faults.power_cut_truth import Truth
@@ -39,6 +39,15 @@ def test_no_cut_loses_what_was_acknowledged(campaign: Campaign) -> None:
     assert report.faults == []
     assert (report.cuts, report.disks) == (140, 280)
     assert max(report.commits_lost) <= 1  # the one that was under way
+
+
+def test_no_cut_of_a_whole_server_loses_what_a_client_was_answered(campaign: Campaign) -> None:
+    """From its start to its end: supervisor, front, two shards, and clients in the same record."""
+    campaign.program = SERVER
+    report = campaign.work(50)
+
+    assert report.faults == []
+    assert (report.cuts, report.disks) == (50, 100)
 
 
 def test_normal_loses_the_last_commits_and_nothing_else(campaign: Campaign) -> None:
