@@ -67,7 +67,7 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
 
     for row in rows.values():
         line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts)
-        _believe(view, known, row, restarted=restarted, fresh=True)
+        _believe(view, known, row, restarted=restarted)
     for row in died.values():
         raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
     line.next_due = min((known.due_by for known in line.jobs.values() if known.run_id is not None), default=NEVER)
@@ -134,7 +134,7 @@ def _compare(view: View, line: Line, known: Known, row: Row, limbo: list[Op], *,
         raise Violation(f"{line.name}/{known.id} is stored as {row}, but should be {state}, attempt {attempt}")
 
 
-def _believe(view: View, known: Known, row: Row, *, restarted: bool, fresh: bool = False) -> None:
+def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
     """Make a job what its row says."""
     known.seq = row.seq
     known.attempt = row.attempt
@@ -150,14 +150,9 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool, fresh: bool
         known.run_id = row.run_id
         known.op.reached = 0
         return
-    if not restarted and (known.run_id is not None or fresh):
-        known.skip_before = view.asked + 1  # a poll that ended just before has not seen it
+    if not restarted:
+        known.skip_before = view.asked + 1  # a poll that ends just before the store is taken as healed does not get it
     known.run_id = None
-    if known.run_at is not None:
-        if restarted:
-            known.once_due = False
-        if known.run_at > view.wall and known.op.reached != NEVER:
-            known.once_due = not restarted
-            view.expect(known.op, known.run_at)
-        elif restarted or known.op.reached == NEVER:
-            view.expect(known.op, known.run_at)
+    if known.run_at is not None and restarted:
+        known.once_due = False
+        view.expect(known.op, known.run_at)

@@ -35,7 +35,7 @@ from proteus_shards.core.commands import (
 )
 from tests.simulation.audit import audit
 from tests.simulation.disk import Disk, Violation
-from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View
+from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View, is_vague, name_of
 
 if TYPE_CHECKING:
     from proteus_shards.core.model import Batch, Row
@@ -141,20 +141,29 @@ class Oracle:
         view.given_back.clear()
         if how == "permanent":
             view.permanents += 1
+            self._schedule_again(view)
             return
         view.away = True
         if how != "refused":
             view.unknowns += 1
             view.doubt = {(row.queue, row.id) for rows in (batch.deletes, batch.marks, batch.inserts) for row in rows}
 
-    def rows_known(self, view: View, queues: list[str]) -> None:
+    def rows_known(self, view: View) -> None:
         """The store is back and its rows are the truth, just before the shard reads them and goes on."""
         view.away = False
         view.certain_from = max(view.certain_from, view.now + PUT_OFF_US)
         view.doubt.clear()
         limbo, view.limbo = view.limbo, []
-        for queue in queues:
+        for queue in view.queues:
             self.audit(view, queue, [op for op in limbo if op.queue == queue], restarted=False)
+        self._schedule_again(view)
+
+    def _schedule_again(self, view: View) -> None:
+        """What was undone may be scheduled once more, though its time was there already: until the next time that the clock is read."""
+        for known in [known for queue in view.queues if queue in self.lines for known in self.lines[queue].jobs.values()]:
+            if known.run_at is not None and known.run_id is None and known.op.reached != NEVER:
+                known.once_due = True
+                view.expect(known.op, known.run_at)
 
     def ended(self, view: View) -> None:
         """A process has died or lost its rows: what it was asked and has not answered may have happened."""
@@ -176,13 +185,13 @@ class Oracle:
             if not known.persist or (known.id, known.payload, known.attempt) != (row.id, row.payload, row.attempt)
         ]
 
-    def recovered(self, view: View, queues: list[str]) -> None:
+    def recovered(self, view: View) -> None:
         """A new process has read all rows of some queues."""
         for row in self.disk.rows.values():
-            if row.queue in queues:
+            if row.queue in view.queues:
                 waits = row.status == DEAD or (row.status == READY and row.run_at is not None and row.run_at > view.wall)
                 view.clock = max(view.clock, row.created_at, row.updated_at, 0 if waits else row.ready_at)
-        for queue in queues:
+        for queue in view.queues:
             self.audit(view, queue, self.limbo.pop(queue, []), restarted=True)
 
     # --- answers that say yes ----------------------------------------------------------------------------------
@@ -190,30 +199,30 @@ class Oracle:
     def _enqueued(self, view: View, line: Line, op: Op, command: Enqueue) -> None:
         there = line.jobs.get(command.id)
         if there is not None and not self._may_have_died(there, op):
-            raise Violation(f"{_name(op)}: accepted, but a job of this id is there")
+            raise Violation(f"{name_of(op)}: accepted, but a job of this id is there")
         if there is not None:
             self._die(line, there)
         if len(line.jobs) >= self.plan.queue_jobs_max and not any(self._may_have_died(known, op) for known in line.jobs.values()):
-            raise Violation(f"{_name(op)}: accepted beyond queue_jobs_max")
+            raise Violation(f"{name_of(op)}: accepted beyond queue_jobs_max")
         known = line.jobs[command.id] = Known(op)
         if not command.persist:
             return
         row = self.disk.live[op.queue].get(command.id)
         if row is not None and row.payload == command.payload and row.created_at == known.created_at:
             if row.ready_at != known.ready_at:
-                raise Violation(f"{_name(op)}: stored under ready_at {row.ready_at}, not {known.ready_at}")
+                raise Violation(f"{name_of(op)}: stored under ready_at {row.ready_at}, not {known.ready_at}")
             known.seq = row.seq
         elif not self._asked(view, op, Complete):
-            raise Violation(f"{_name(op)}: acknowledged before it was stored")
+            raise Violation(f"{name_of(op)}: acknowledged before it was stored")
 
     def _delivered(self, view: View, line: Line, op: Op, jobs: list[Delivery]) -> None:
         command: Next = op.command
         if len(jobs) > command.count:
-            raise Violation(f"{_name(op)}: {len(jobs)} jobs delivered")
+            raise Violation(f"{name_of(op)}: {len(jobs)} jobs delivered")
         for job in jobs:
             known = line.jobs.get(job.id)
             if known is None:
-                raise Violation(f"{_name(op)}: {job.id} is delivered, which is not there")
+                raise Violation(f"{name_of(op)}: {job.id} is delivered, which is not there")
             self._check_delivery(view, line, op, known, job)
             known.attempt = job.attempt
             known.run_id = job.run_id
@@ -225,7 +234,7 @@ class Oracle:
             if known.persist:
                 row = self.disk.live[op.queue].get(job.id)
                 if (row is None or row.run_id != job.run_id) and not self._asked(view, op, Complete, job.id):
-                    raise Violation(f"{_name(op)}: {job.id} is delivered before it was stored")
+                    raise Violation(f"{name_of(op)}: {job.id} is delivered before it was stored")
         if len(jobs) < command.count:
             self._check_shortage(view, line, op, len(jobs))
 
@@ -239,16 +248,16 @@ class Oracle:
             or job.run_at != known.run_at
             or job.created_at != known.created_at
         ):
-            raise Violation(f"{_name(op)}: {job} is not what was enqueued, or has not its newest state {known.state!r}")
+            raise Violation(f"{name_of(op)}: {job} is not what was enqueued, or has not its newest state {known.state!r}")
         if known.run_id is not None:
             if view.now < known.until:
-                raise Violation(f"{_name(op)}: {job.id} is delivered {known.until - view.now} us before its run has timed out")
+                raise Violation(f"{name_of(op)}: {job.id} is delivered {known.until - view.now} us before its run has timed out")
         elif known.run_at is not None and known.op.reached == NEVER and known.run_at > view.wall_max and not known.once_due:
-            raise Violation(f"{_name(op)}: {job.id} is delivered before its run_at")
+            raise Violation(f"{name_of(op)}: {job.id} is delivered before its run_at")
         if job.attempt != known.attempt + 1 and not (known.vague and job.attempt == known.attempt + 2):
-            raise Violation(f"{_name(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")
+            raise Violation(f"{name_of(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")
         if 0 <= known.max_retries < job.attempt - 1:
-            raise Violation(f"{_name(op)}: {job.id} is delivered for the {job.attempt}th time with max_retries {known.max_retries}")
+            raise Violation(f"{name_of(op)}: {job.id} is delivered for the {job.attempt}th time with max_retries {known.max_retries}")
         place, number = (known.ready_at, known.number), op.number
         for other in line.jobs.values():
             if (
@@ -258,7 +267,7 @@ class Oracle:
                 and not other.vague
                 and (other.run_at is None or other.op.reached < number)
             ):
-                raise Violation(f"{_name(op)}: {job.id} is delivered before {other.id}, which is ahead of it")
+                raise Violation(f"{name_of(op)}: {job.id} is delivered before {other.id}, which is ahead of it")
 
     def _check_shortage(self, view: View, line: Line, op: Op, count: int) -> None:
         plan, number = self.plan, op.number
@@ -272,31 +281,31 @@ class Oracle:
                 and (other.run_at is None or other.op.reached < number)
                 and not (op.away or view.away)
             ):
-                raise Violation(f"{_name(op)}: {other.id} is not delivered, though it is ready")
+                raise Violation(f"{name_of(op)}: {other.id} is not delivered, though it is ready")
         command: Next = op.command
         if not count and op.exact and not op.away and not view.away:
             self._settle_vague(view, line, op)
         if not count and not op.exact and view.now < op.applied + command.wait_us:
-            raise Violation(f"{_name(op)}: the poll has ended early")
+            raise Violation(f"{name_of(op)}: the poll has ended early")
 
     def _completed(self, view: View, line: Line, op: Op, command: Complete) -> None:
         known = line.jobs.get(command.id)
         if known is None:
-            raise Violation(f"{_name(op)}: done, but no such job is there")
-        if command.run_id is not None and known.run_id != command.run_id and not _vague(known, op):
-            raise Violation(f"{_name(op)}: done, but this run is over")
+            raise Violation(f"{name_of(op)}: done, but no such job is there")
+        if command.run_id is not None and known.run_id != command.run_id and not is_vague(known, op):
+            raise Violation(f"{name_of(op)}: done, but this run is over")
         del line.jobs[command.id]
         if known.persist:
             row = self.disk.live[op.queue].get(command.id)
             if row is not None and (known.seq < 0 or row.seq == known.seq) and not self._asked(view, op, Enqueue):
-                raise Violation(f"{_name(op)}: done, but still stored")
+                raise Violation(f"{name_of(op)}: done, but still stored")
 
     def _heard(self, view: View, line: Line, op: Op, command: Heartbeat) -> None:
         known = line.jobs.get(command.id)
         if known is None:
-            raise Violation(f"{_name(op)}: done, but no such job is there")
-        if not _vague(known, op) and (known.run_id is None or command.run_id not in (None, known.run_id)):
-            raise Violation(f"{_name(op)}: done, but this run is over")
+            raise Violation(f"{name_of(op)}: done, but no such job is there")
+        if not is_vague(known, op) and (known.run_id is None or command.run_id not in (None, known.run_id)):
+            raise Violation(f"{name_of(op)}: done, but this run is over")
         until = op.applied + known.timeout_us
         known.until = max(known.until, until)
         known.due_by = max(known.due_by, until)
@@ -311,12 +320,12 @@ class Oracle:
                 and not self._asked(view, op, Heartbeat)
                 and not self._may_have_died(known, op, view.now)
             ):
-                raise Violation(f"{_name(op)}: the state is acknowledged before it was stored")
+                raise Violation(f"{name_of(op)}: the state is acknowledged before it was stored")
 
     def _undelivered(self, line: Line, op: Op, command: Undeliver) -> None:
         known = line.jobs.get(command.id)
-        if known is None or (known.run_id != command.run_id and not _vague(known, op)):
-            raise Violation(f"{_name(op)}: done, but this run is over")
+        if known is None or (known.run_id != command.run_id and not is_vague(known, op)):
+            raise Violation(f"{name_of(op)}: done, but this run is over")
         if known.run_id is not None:
             known.attempt -= 1
         known.run_id = None
@@ -324,7 +333,7 @@ class Oracle:
         if known.persist:
             row = self.disk.live[op.queue].get(command.id)
             if row is not None and row.run_id == command.run_id:
-                raise Violation(f"{_name(op)}: given back, but still stored as in flight")
+                raise Violation(f"{name_of(op)}: given back, but still stored as in flight")
 
     def _listed(self, view: View, line: Line, op: Op, outcome: Any) -> None:
         assert type(outcome) is Listed
@@ -332,23 +341,24 @@ class Oracle:
         dead = list(line.dead)
         died_at = 0
         for letter in outcome.jobs:
-            found = next((known for known in dead if known.id == letter.id and known.payload == letter.payload), None)
+            same = (known for known in dead if (known.id, known.payload) == (letter.id, letter.payload) and known.seq in (-1, letter.seq))
+            found = next(same, None)
             if found is not None:
                 dead.remove(found)
             else:
                 found = line.jobs.get(letter.id)
                 if found is None or not self._may_have_died(found, op, view.now):
-                    raise Violation(f"{_name(op)}: {letter.id} is listed as dead, which it is not")
+                    raise Violation(f"{name_of(op)}: {letter.id} is listed as dead, which it is not")
                 self._die(line, found)
             if letter.attempt != found.attempt or letter.state != found.state or letter.reason != "timeout":
-                raise Violation(f"{_name(op)}: {letter} has another attempt, state or reason")
+                raise Violation(f"{name_of(op)}: {letter} has another attempt, state or reason")
             if letter.died_at < died_at:
-                raise Violation(f"{_name(op)}: not in the order of their deaths")
+                raise Violation(f"{name_of(op)}: not in the order of their deaths")
             died_at = letter.died_at
         if len(outcome.jobs) < command.count:
             for known in dead:
                 if not self._may_be_dropped(known) and not known.vague:
-                    raise Violation(f"{_name(op)}: dead letter {known.id} is lost")
+                    raise Violation(f"{name_of(op)}: dead letter {known.id} is lost")
                 line.dead.remove(known)
 
     # --- answers that say no -----------------------------------------------------------------------------------
@@ -363,39 +373,39 @@ class Oracle:
             if op.applied > line.next_due:
                 self._expire(view, line, op)
             if type(command) is not Enqueue or command.id not in line.jobs:
-                raise Violation(f"{_name(op)}: refused as existing, but no such job is there")
+                raise Violation(f"{name_of(op)}: refused as existing, but no such job is there")
         elif reason is Reason.NOT_FOUND:
             self._not_found(line, op)
         elif reason is Reason.BUSY:
             alone = type(command) is Enqueue and not command.persist and (op.queue, command.id) not in view.doubt
             away = op.away and not alone
             if not (failed or away or view.draining or view.permanents or self.plan.pending_max < 100):
-                raise Violation(f"{_name(op)}: refused as busy for no reason ({outcome.detail})")
+                raise Violation(f"{name_of(op)}: refused as busy for no reason ({outcome.detail})")
         elif reason is Reason.UNKNOWN:
             if view.unknowns <= op.unknowns:
-                raise Violation(f"{_name(op)}: answered as unknown for no reason")
+                raise Violation(f"{name_of(op)}: answered as unknown for no reason")
             view.limbo.append(op)
         elif reason is Reason.FULL:
             full = (type(command) is Enqueue and len(line.jobs) >= self.plan.queue_jobs_max) or (
                 type(command) is Next and not op.exact and self.plan.polls_max < 100
             )
             if not full:
-                raise Violation(f"{_name(op)}: refused as full for no reason ({outcome.detail})")
+                raise Violation(f"{name_of(op)}: refused as full for no reason ({outcome.detail})")
         elif reason is Reason.INVALID:
             self._invalid(view, line, op)
         else:
-            raise Violation(f"{_name(op)}: {outcome}")
+            raise Violation(f"{name_of(op)}: {outcome}")
 
     def _not_found(self, line: Line, op: Op) -> None:
         command = op.command
         known = line.jobs.get(command.id)
-        if known is None or _vague(known, op):
+        if known is None or is_vague(known, op):
             return
         if type(command) is Complete and command.run_id is None:
             if not self._may_have_died(known, op):
-                raise Violation(f"{_name(op)}: not found, but it is there")
+                raise Violation(f"{name_of(op)}: not found, but it is there")
         elif known.run_id is not None and command.run_id in (None, known.run_id) and op.sent < known.until:
-            raise Violation(f"{_name(op)}: not found, but its run lasts for another {known.until - op.sent} us")
+            raise Violation(f"{name_of(op)}: not found, but its run lasts for another {known.until - op.sent} us")
 
     def _invalid(self, view: View, line: Line, op: Op) -> None:
         command, maximum = op.command, self.plan.row_bytes_max
@@ -407,7 +417,7 @@ class Oracle:
         elif maximum is not None and type(command) is Heartbeat and command.id in line.jobs:
             size = len(line.jobs[command.id].payload) + len(command.state or b"") + len(command.queue) + len(command.id)
         if maximum is None or size <= maximum:
-            raise Violation(f"{_name(op)}: refused as invalid for no reason")
+            raise Violation(f"{name_of(op)}: refused as invalid for no reason")
 
     def _settle_vague(self, view: View, line: Line, op: Op) -> None:
         """What may be in flight would have come back by now: so it has died."""
@@ -419,7 +429,7 @@ class Oracle:
             ):
                 known.attempt += 1
                 if not known.last:
-                    raise Violation(f"{_name(op)}: {known.id} is not delivered, though it is ready")
+                    raise Violation(f"{name_of(op)}: {known.id} is not delivered, though it is ready")
                 self._die(line, known)
 
     # --- what happens by itself --------------------------------------------------------------------------------
@@ -466,9 +476,9 @@ class Oracle:
         """A process that has lost its rows may say no, and may do what needs no store: also add a job and complete it in one commit."""
         command = op.command
         if type(outcome) is Delivered and any(job.persist and not self._asked(view, op, Complete, job.id) for job in outcome.jobs):
-            raise Violation(f"{_name(op)}: delivered by a fenced owner")
+            raise Violation(f"{name_of(op)}: delivered by a fenced owner")
         if type(outcome) is Done and type(command) is Enqueue and command.persist and not self._asked(view, op, Complete):
-            raise Violation(f"{_name(op)}: acknowledged by a fenced owner")
+            raise Violation(f"{name_of(op)}: acknowledged by a fenced owner")
 
     # --- the rows ----------------------------------------------------------------------------------------------
 
@@ -479,15 +489,3 @@ class Oracle:
         if line is None:
             line = self.lines[queue] = Line(queue)
         audit(self.disk, view, line, limbo, self._may_be_dropped, restarted=restarted)
-
-
-def _vague(known: Known, op: Op) -> bool:
-    """Say whether a request may have met a job in flight that has been given back by now."""
-    return known.vague or op.number < known.skip_before
-
-
-def _name(op: Op) -> str:
-    command = op.command
-    text = type(command).__name__
-    fields = " ".join(f"{field}={getattr(command, field)!r}" for field in command.__struct_fields__)
-    return f"request {op.number} ({text} {fields}, at {op.applied})"

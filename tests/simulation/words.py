@@ -82,7 +82,8 @@ class Line:
 class View:
     """What can be seen of one shard process."""
 
-    def __init__(self, now: int, wall: int) -> None:
+    def __init__(self, queues: list[str], now: int, wall: int) -> None:
+        self.queues = queues
         self.now = now
         self.wall = self.wall_max = self.clock = wall
         self.away = False
@@ -105,3 +106,16 @@ class View:
         op.reached = NEVER
         self.filed += 1
         heappush(self.schedule, (run_at, self.filed, op))
+
+
+def is_vague(known: Known, op: Op) -> bool:
+    """Say whether a request may have met a job in flight that has been given back by now."""
+    return known.vague or op.number < known.skip_before
+
+
+def name_of(op: Op) -> str:
+    """Return what a message says of a request."""
+    command = op.command
+    text = type(command).__name__
+    fields = " ".join(f"{field}={getattr(command, field)!r}" for field in command.__struct_fields__)
+    return f"request {op.number} ({text} {fields}, at {op.applied})"

@@ -85,7 +85,7 @@ class Life:
         self._careful = False
         self.ending: asyncio.Task[None] | None = None
         self.queues = world.queues_of(index)
-        self.view = View(world.loop.now, world.loop.now + world.wall_offset)
+        self.view = View(self.queues, world.loop.now, world.loop.now + world.wall_offset)
         self.store = SimulatedStore(world.disk, world.loop, world.plan, frozenset(SLOTS[queue] for queue in self.queues), self.crash)
         self.store.failed = self._fail
         self.store.known = self._know_rows
@@ -100,23 +100,25 @@ class Life:
 
     async def _live(self) -> None:
         await self.pump.recover()
-        self.world.oracle.recovered(self.view, self.queues)
+        self.world.oracle.recovered(self.view)
         self.up = True
         await self.pump.run()
 
     def _fail(self, how: str, batch: Batch) -> None:
         self.clocks()
         if how == "permanent":
-            if self._careful and self.pump.shard.sealed_answers > 1:
+            sealed = self.pump.shard._ledger.sealed
+            requests = sum(entry[1] is not None and type(entry[2]) is not Delivered for entry in sealed)  # and polls that they woke
+            if self._careful and requests > 1:
                 raise_soon(
                     self.world.loop, Violation("once more a batch of several requests was refused for good: nobody learns which it is")
                 )
-            self._careful = True
+            self._careful = self._careful or self.pump.shard.sealed_answers != 1
         self.world.oracle.failed(self.view, how, batch)
 
     def _know_rows(self) -> None:
         self.clocks()
-        self.world.oracle.rows_known(self.view, self.queues)
+        self.world.oracle.rows_known(self.view)
 
     def clocks(self) -> tuple[int, int]:
         """Read both clocks, as the pump does."""
