@@ -22,7 +22,7 @@ from unittest import mock
 
 import msgspec
 
-from proteus_shards.core.commands import Command, Complete, Delivered, Done, Enqueue, Heartbeat, Next, Outcome, Undeliver
+from proteus_shards.core.commands import Command, Complete, Delivered, Done, Enqueue, Heartbeat, Next, Outcome, Refused, Undeliver
 from proteus_shards.core.model import Batch, Row
 from proteus_shards.core.shard import Shard
 from proteus_shards.shard.pump import Pump
@@ -32,7 +32,7 @@ from proteus_shards.store.urls import SqliteUrl
 from tests.shard.scripted import RecordingLink, limits
 
 QUEUES = ("a", "b", "c")
-LIVE_MAX = 80  # jobs; beyond it more are completed than enqueued
+LIVE_MAX = 80  # jobs; from then on more are completed than enqueued, until none is left: the file is to shrink, too
 PAYLOAD_BYTES = (10, 10, 100, 300, 1500, 2500, 9000)
 FRAME = (1, 1, 1, 2, 5, 20)  # operations sent at once
 AHEAD = (0, 0, 2, 20)  # operations that may be without their answer when the next are sent
@@ -111,6 +111,7 @@ class Client(RecordingLink):
         self._unflushed: list[tuple[int, Outcome]] = []
         self._asked: dict[int, Command] = {}
         self._next = first
+        self._is_shrinking = False
         self._live: dict[Names, bytes | None] = {(row.queue, row.id): row.run_id for row in rows}
 
     def send(self, *commands: Command) -> list[int]:
@@ -127,8 +128,8 @@ class Client(RecordingLink):
             self._live.update({(job.queue, job.id): job.run_id for job in outcome.jobs})
         elif isinstance(command, Enqueue) and isinstance(outcome, Done):
             self._live[command.queue, command.id] = None
-        elif isinstance(command, Complete) and isinstance(outcome, Done):
-            self._live.pop((command.queue, command.id), None)
+        elif isinstance(command, Complete) or (isinstance(command, Heartbeat) and isinstance(outcome, Refused)):
+            self._live.pop((command.queue, command.id), None)  # it is done, or dead, or somebody else's
 
     def flush(self) -> None:
         if self._unflushed:
@@ -145,14 +146,16 @@ class Client(RecordingLink):
         """Return what a client might send next."""
         chance = self._chance
         queue, draw = chance.choice(QUEUES), chance.random()
-        if not self._live or draw < (0.45 if len(self._live) < LIVE_MAX else 0.1):
+        if not self._live or len(self._live) >= LIVE_MAX:
+            self._is_shrinking = bool(self._live)
+        if not self._live or draw < (0.1 if self._is_shrinking else 0.55):
             number, self._next = self._next, self._next + 1
             payload = b'"%d %s"' % (number, b"x" * chance.choice(PAYLOAD_BYTES))
-            return Enqueue(queue, str(number), chance.randint(1, 3), True, chance.choice((0, 1, 3, -1)), payload)
+            return Enqueue(queue, str(number), chance.choice((1, 5, 60)), True, chance.choice((0, 1, -1, -1)), payload)
         if draw < 0.65:
             return Next(queue, chance.choice((1, 1, 4)))
         (queue, name), run_id = chance.choice(list(self._live.items()))
-        if draw < 0.78:
+        if draw < 0.78 and run_id is not None:
             state = chance.choice((None, b"", b'"%d"' % chance.getrandbits(30), b'"%s"' % (b"s" * chance.choice((200, 4000)))))
             return Heartbeat(queue, name, run_id, state)
         if draw < 0.81 and run_id is not None:
