@@ -15,7 +15,7 @@ import time
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.run import find, quiet, rate, report, run_many
 
-SEEDS_MAX = 1500
+SEEDS_MAX = 3000
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -150,8 +150,6 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
         known.run_id = row.run_id
         known.op.reached = 0
         return
-    if not restarted:
-        known.skip_before = view.asked + 1  # a poll that ends just before the store is taken as healed does not get it
     known.run_id = None
     if known.run_at is not None and restarted:
         known.once_due = False

@@ -151,6 +151,7 @@ class Oracle:
     def rows_known(self, view: View) -> None:
         """The store is back and its rows are the truth, just before the shard reads them and goes on."""
         view.away = False
+        view.known_at = view.now
         view.certain_from = max(view.certain_from, view.now + PUT_OFF_US)
         view.doubt.clear()
         limbo, view.limbo = view.limbo, []
@@ -271,6 +272,8 @@ class Oracle:
 
     def _check_shortage(self, view: View, line: Line, op: Op, count: int) -> None:
         plan, number = self.plan, op.number
+        if not op.exact and view.now == view.known_at:
+            return  # polls end first, then the store is taken as healed
         if view.draining or (plan.batch_rows_max or NEVER) <= count or (plan.batch_bytes_max is not None and count):
             return
         for other in line.jobs.values():
@@ -341,8 +344,9 @@ class Oracle:
         dead = list(line.dead)
         died_at = 0
         for letter in outcome.jobs:
-            same = (known for known in dead if (known.id, known.payload) == (letter.id, letter.payload) and known.seq in (-1, letter.seq))
-            found = next(same, None)
+            alike = [known for known in dead if (known.id, known.payload) == (letter.id, letter.payload) and known.seq in (-1, letter.seq)]
+            exact = [known for known in alike if (known.attempt, known.state) == (letter.attempt, letter.state)]
+            found = next(iter(exact or alike), None)
             if found is not None:
                 dead.remove(found)
             else:
@@ -484,7 +488,6 @@ class Oracle:
 
     def audit(self, view: View, queue: str, limbo: list[Op], *, restarted: bool) -> None:
         """Hold the rows of a queue against what must be there, and believe them from now on."""
-        view.asked = self.count
         line = self.lines.get(queue)
         if line is None:
             line = self.lines[queue] = Line(queue)

@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import fails, quiet
 
-SEEDS_MAX = 1500
+SEEDS_MAX = 3000
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

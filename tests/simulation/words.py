@@ -89,7 +89,7 @@ class View:
         self.away = False
         self.failures = self.unknowns = self.permanents = 0
         self.failed_at = -NEVER
-        self.asked = 0  # the number of the last request, when the rows were last read
+        self.known_at = -NEVER  # when the rows were last read back
         self.certain_from = 0  # what is overdue at that time has surely been dealt with
         self.grace_until = 0
         self.draining = False

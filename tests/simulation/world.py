@@ -246,6 +246,8 @@ class World:
             if not self._over:
                 raise Violation("nothing is left to happen, and the queues are not drained")
             self._check_end()
+        except Ended:
+            raise Violation("a process that has ended was asked for the time") from None
         finally:
             self._close_all()
         return self.oracle.count
@@ -460,7 +462,7 @@ class World:
             return
         if self.loop.now > self._deadline:
             raise Violation("something waits for a commit for ever")
-        self._over = not any(life.pump.shard.pending for life in self.lives)
+        self._over = all(life.up and not life.pump.shard.pending for life in self.lives)
         if not self._over:
             self.loop.after(100_000, self._end_if_drained)
 
