@@ -26,24 +26,15 @@ from tests.conftest import server_environ
 RECORD_SECONDS_MAX = 300.0
 STRING_BYTES_MAX = 1 << 24  # of one write, in full
 
-KNOWN = (
-    "openat",
-    "open",
-    "write",
-    "pwrite64",
-    "ftruncate",
-    "fsync",
-    "fdatasync",
-    "rename",
-    "unlink",
-    "unlinkat",
-    "mkdir",
-    "rmdir",
-    "lseek",
-)
+NAMING = ("rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir")  # some machines have only the longer ones
+KNOWN = ("openat", "open", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "lseek", *NAMING)
 REFUSED = (
     "creat", "writev", "pwritev", "pwritev2", "fallocate", "copy_file_range", "sendfile", "splice", "link", "linkat", "symlink", "symlinkat",
-    "truncate", "renameat", "renameat2", "mkdirat", "msync", "mmap",
+    "truncate", "msync", "mmap",
+)  # fmt: skip
+OPTIONS = (
+    "-f", "--seccomp-bpf", "-xx", "-y", "-s", str(STRING_BYTES_MAX), "-e", "signal=none",
+    "-e", "trace=" + ",".join(f"?{name}" for name in (*KNOWN, *REFUSED)),  # not every machine has all
 )  # fmt: skip
 
 _LINE = re.compile(r"(\d+) +(?:<\.\.\. \w+ resumed>|)(.*)", re.DOTALL)
@@ -73,7 +64,7 @@ def why_not() -> str | None:
     """Say why nothing can be recorded here, or return None where it can."""
     if shutil.which("strace") is None:
         return "strace is not installed"
-    tried = subprocess.run(["strace", "-f", "-o", os.devnull, "true"], check=False, capture_output=True, text=True)
+    tried = subprocess.run(["strace", *OPTIONS, "-o", os.devnull, "true"], check=False, capture_output=True, text=True)
     return None if tried.returncode == 0 else f"strace cannot trace: {tried.stderr.strip()}"
 
 
@@ -87,10 +78,8 @@ def record(folder: Path, record_path: Path, arguments: Sequence[str], told_path:
     """Run a Python program under strace and return all that it did below `folder`, and what it wrote to `told_path`."""
     told_path.touch()
     reader = Reader(folder, told_path)
-    traced = ",".join(f"?{name}" for name in (*KNOWN, *REFUSED))  # not every architecture has all
-    options = ["-f", "--seccomp-bpf", "-xx", "-y", "-s", str(STRING_BYTES_MAX), "-e", "signal=none", "-e", f"trace={traced}"]
     ran = subprocess.run(
-        ["strace", *options, "-o", str(record_path), sys.executable, *arguments],
+        ["strace", *OPTIONS, "-o", str(record_path), sys.executable, *arguments],
         env=server_environ({}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -156,8 +145,8 @@ class Reader:
             return None
         if name in ("open", "openat"):
             return self._opened(_bytes(found[4]), arguments[-2:] if arguments[-1].startswith("0") else arguments[-1:])
-        if name in ("rename", "unlink", "unlinkat", "mkdir", "rmdir"):
-            return self._renamed(name, arguments)
+        if name in NAMING:
+            return self._named(name, arguments)
         path, is_gone = _descriptor(arguments[0])
         if name == "lseek":
             self._positions[path] = result
@@ -190,24 +179,23 @@ class Reader:
             return Call("create", inside)
         return Call("truncate", inside) if "O_TRUNC" in flags[0] else None
 
-    def _renamed(self, name: str, arguments: Sequence[str]) -> Call | None:
-        if name == "unlinkat":
-            assert arguments[2] == "0"
-            arguments = arguments[1:]
-        inside = self._inside(_string(arguments[0]))
+    def _named(self, name: str, arguments: Sequence[str]) -> Call | None:
+        paths = [_string(argument) for argument in arguments if argument.startswith('"')]
+        inside = self._inside(paths[0])
         if inside is None:
             return None
-        if name == "rename":
-            target = self._inside(_string(arguments[1]))
+        if name.startswith("rename"):
+            target = self._inside(paths[1])
             assert target is not None, "renamed out of the folder"
+            assert name != "renameat2" or arguments[-1] in ("0", "RENAME_NOREPLACE"), "names exchanged"
             self._files.discard(inside)
             self._files.add(target)
             return Call("rename", inside, os.fsencode(target))
-        if name == "mkdir":
+        if name.startswith("mkdir"):
             self._files.add(inside)
             return Call("mkdir", inside)
         self._files.discard(inside)
-        return Call("rmdir" if name == "rmdir" else "unlink", inside)
+        return Call("rmdir" if name == "rmdir" or "AT_REMOVEDIR" in arguments[-1] else "unlink", inside)
 
     def _inside(self, path: bytes) -> str | None:
         """Return a path relative to the folder, or None where it is none of ours. Relative ones are none of ours: the programs use absolute ones."""

@@ -177,6 +177,23 @@ def test_a_call_that_another_thread_interrupts_has_its_two_moments(tmp_path: Pat
     assert moments == [Moment(True, write), Moment(True, sync), Moment(False, sync), Moment(False, write)]
 
 
+def test_names_change_by_short_and_by_long_calls_alike(tmp_path: Path) -> None:
+    """A machine has the one kind or the other."""
+    here, first, second = f"AT_FDCWD<{hexed('/')}>", f'"{hexed("/disk/f")}"', f'"{hexed("/disk/g")}"'
+    short = [f"7 mkdir({first}, 0700) = 0", f"7 rename({first}, {second}) = 0", f"7 unlink({first}) = 0", f"7 rmdir({first}) = 0"]
+    long = [
+        f"7 mkdirat({here}, {first}, 0700) = 0",
+        f"7 renameat({here}, {first}, {here}, {second}) = 0",
+        f"7 unlinkat({here}, {first}, 0) = 0",
+        f"7 unlinkat({here}, {first}, AT_REMOVEDIR) = 0",
+    ]
+    expected = [Call("mkdir", "f"), Call("rename", "f", b"g"), Call("unlink", "f"), Call("rmdir", "f")]
+
+    assert expected == [moment.call for moment in read(tmp_path, *short) if moment.begins]
+    assert expected == [moment.call for moment in read(tmp_path, *long) if moment.begins]
+    assert read(tmp_path, f"7 renameat2({here}, {first}, {here}, {second}, 0) = 0")[0].call == expected[1]
+
+
 def test_a_call_that_is_not_modelled_is_refused(tmp_path: Path) -> None:
     """It would be misread; elsewhere it does no harm."""
     file, elsewhere = hexed("/disk/f"), hexed("/other/f")
