@@ -43,7 +43,7 @@ class Connection(trio.abc.HalfCloseableStream):
         # Hypercorn asks it for the addresses
         self.socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
         self.sent_bytes = 0
-        self.broken = False  # a send failed, or the connection was aborted
+        self.broken = False  # a send failed, the client reset the connection, or it was aborted
         self.exchanges = 0  # requests that have begun and are not over
         self.quiet_since = trio.current_time()  # when the last one was over
         self._head_seconds_max = head_seconds_max
@@ -160,7 +160,11 @@ class Connection(trio.abc.HalfCloseableStream):
         while True:
             since = self._head_since if not self._http2 else None
             with trio.move_on_at(math.inf if since is None else since + self._head_seconds_max):
-                data = await self._stream.receive_some(max_bytes)
+                try:
+                    data = await self._stream.receive_some(max_bytes)
+                except trio.BrokenResourceError:
+                    self.broken = True  # reset: what is not sent yet will reach nobody
+                    raise
                 self._note_bytes(data)
                 return data
             if self._head_since is not None and not self.exchanges:
