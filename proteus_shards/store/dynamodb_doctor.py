@@ -146,10 +146,10 @@ def table_finding(client: Client, table: Table | None) -> Finding:
     """Say whether the table is there, active, and ours."""
     name = client.url.table
     if table is None:
-        how = (
-            "start the server once: it makes the table" if client.url.create else "take create=no out of the URL and start the server once"
-        )
-        return Finding("fault", f"there is no table {name} in {client.region}", how)
+        what = f"there is no table {name} in {client.region}"
+        if client.url.create:
+            return Finding("note", what, "start the server once: it makes the table")
+        return Finding("fault", what, "take create=no out of the URL and start the server once")
     if (fault := table.fault()) is not None:
         return Finding("fault", f"table {name} cannot be used: {fault}", "name another table in the URL")
     if table.status not in {"ACTIVE", "UPDATING"}:

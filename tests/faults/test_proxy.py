@@ -106,7 +106,7 @@ def test_a_reset_connection_is_reset_and_so_is_a_new_one(proxy: Proxy) -> None:
         proxy.reset()
         with pytest.raises(ConnectionResetError):
             connection.recv(100)
-    with connect(proxy) as connection, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), connect(proxy) as connection:  # perhaps before it is there
         connection.recv(100)
 
 
