@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -91,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queues_max: _Count = 1_000_000
     dead_letters_max: Annotated[int, msgspec.Meta(ge=0, le=_UNREACHABLE)] = 10_000
     dead_letters_seconds_max: _Seconds = 14 * 86_400.0
+    metrics_queues_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
 
 
 SETTINGS_HELP: dict[str, str] = {
@@ -104,6 +107,8 @@ SETTINGS_HELP: dict[str, str] = {
     "tls_cert": "PEM file with the server's certificate chain: the port then speaks HTTPS, and nothing else. Read again when it changes",
     "tls_key": "PEM file with the certificate's private key, where it is not in tls_cert",
     "tls_client_ca": "PEM file with the authorities of client certificates: a client must then show one",
+    "metrics_host": "address of metrics_port",
+    "metrics_port": "a port of its own for GET /metrics, plain HTTP, beside the one on port; 0: none",
     "log_format": "auto is console on a terminal and json elsewhere",
     "log_level": "the least level that is logged",
     "body_size_max": "largest request body, in bytes, after decompression; beyond it 413",
@@ -135,6 +140,7 @@ SETTINGS_HELP: dict[str, str] = {
     "queues_max": "most queues in one shard; beyond it 429",
     "dead_letters_max": "dead letters kept per queue; the oldest beyond it are dropped, counted and logged",
     "dead_letters_seconds_max": "a dead letter older than this is dropped, counted and logged",
+    "metrics_queues_max": "queues with series of their own in GET /metrics: the deepest; all others are summed",
 }
 
 
@@ -147,12 +153,13 @@ class ShardBoot(msgspec.Struct, frozen=True):
 
 
 class FrontBoot(msgspec.Struct, frozen=True):
-    """What the supervisor tells a front process, in the same way. `listen_fd` is an inherited socket that listens already."""
+    """What the supervisor tells a front process, in the same way. `listen_fd` and `metrics_fd` are inherited sockets that listen already."""
 
     settings: Settings
     front: int
     run_dir: str
     listen_fd: int
+    metrics_fd: int | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

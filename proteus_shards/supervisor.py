@@ -36,6 +36,7 @@ import trio
 from proteus_shards.config import BEAT_SECONDS, Beat, Failed, FrontBoot, Ready, Settings, ShardBoot
 from proteus_shards.errors import StartError
 from proteus_shards.surroundings import child_environment, open_listeners, private_dir, sd_notify, start_line, watchdog_seconds
+from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Child:
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                pass_fds=(self._boot.listen_fd,) if isinstance(self._boot, FrontBoot) else (),
+                pass_fds=_descriptors(self._boot),
                 env=child_environment(os.environ),
                 process_group=0,
             )
@@ -283,13 +284,28 @@ class Child:
 class Supervisor:
     """All children of one server, from the first start to the end of the drain."""
 
-    def __init__(self, settings: Settings, programs: Programs, run_dir: str, listeners: Sequence[socket.socket]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        programs: Programs,
+        run_dir: str,
+        listeners: Sequence[socket.socket],
+        metrics_listener: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
-        self._listeners = tuple(listeners)
+        self._listeners = tuple(listeners) + ((metrics_listener,) if metrics_listener is not None else ())
+        self._tally = Tally(run_dir, "supervisor")
         self._prepare = Child("prepare", programs.prepare, ShardBoot(settings, 0, run_dir), once=True)
         self._shards = [Child(f"shard-{i}", programs.shard, ShardBoot(settings, i, run_dir)) for i in range(settings.shards)]
         self._fronts = [
-            Child(f"front-{i}", programs.front, FrontBoot(settings, i, run_dir, listener.fileno())) for i, listener in enumerate(listeners)
+            Child(
+                f"front-{i}",
+                programs.front,
+                FrontBoot(
+                    settings, i, run_dir, listener.fileno(), metrics_listener.fileno() if metrics_listener is not None and not i else None
+                ),
+            )
+            for i, listener in enumerate(listeners)
         ]
         self._kept: list[Child] = []
         self._stop = trio.Event()
@@ -308,6 +324,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, signals, nursery)
             nursery.start_soon(_feed_watchdog)
+            nursery.start_soon(self._count_forever)
             with trio.CancelScope() as starting:
                 nursery.start_soon(_cancel_on, self._stop, starting)
                 await self._start(nursery)
@@ -332,6 +349,16 @@ class Supervisor:
             for child in stage:
                 await child.ready.wait()
         self._kept.remove(self._prepare)
+
+    async def _count_forever(self) -> None:
+        """Write down how often each child was started again, for the page of metrics."""
+        while True:
+            kept = [child.statistics() for child in (*self._shards, *self._fronts)]
+            self._tally.keep([("proteus_process_restarts_total", [child.name], child.restarts) for child in kept])
+            for _ in range(WRITE_TICKS):
+                due = trio.current_time() + TICK_SECONDS
+                await trio.sleep_until(due)
+                self._tally.note_lag(trio.current_time() - due)
 
     async def _keep(self, child: Child) -> None:
         await child.keep()
@@ -400,8 +427,12 @@ async def supervise(settings: Settings, programs: Programs | None = None, write:
         for listener in listeners:
             stack.callback(listener.close)
         line = start_line(settings, listeners[0].getsockname())
+        metrics_listener: socket.socket | None = None
+        if settings.metrics_port:
+            (metrics_listener,) = open_listeners(settings.metrics_host, settings.metrics_port, 1)
+            stack.callback(metrics_listener.close)
         run_dir = stack.enter_context(private_dir(settings.shards))
-        supervisor = Supervisor(settings, programs or Programs(), run_dir, listeners)
+        supervisor = Supervisor(settings, programs or Programs(), run_dir, listeners, metrics_listener)
         return await supervisor.run(signals, lambda: (write or _write_line)(line))
 
 
@@ -443,6 +474,13 @@ async def _feed_watchdog() -> None:
 async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+def _descriptors(boot: ShardBoot | FrontBoot) -> tuple[int, ...]:
+    """Return the sockets that a child inherits."""
+    if not isinstance(boot, FrontBoot):
+        return ()
+    return (boot.listen_fd,) if boot.metrics_fd is None else (boot.listen_fd, boot.metrics_fd)
 
 
 async def _close(process: trio.Process) -> None:

@@ -26,6 +26,7 @@ from proteus_shards.store.postgres_url import PostgresUrl
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.registry import prepare_store
 from proteus_shards.store.urls import MemoryUrl, SqliteUrl, read_url
+from proteus_shards.tally import METRICS
 from tests.conftest import Server, StartServer, children_of, eventually, server_environ
 from tests.test_layers import ALLOWED
 
@@ -98,7 +99,17 @@ def life_part() -> str:
     return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```"]) + "\n"
 
 
-PARTS = {"settings": settings_part, "life": life_part}
+def metrics_part() -> str:
+    """Return the table of metrics."""
+    rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{name}` | {metric.kind} | {' '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+PARTS = {"settings": settings_part, "life": life_part, "metrics": metrics_part}
 
 
 def generated(text: str) -> str:
@@ -230,7 +241,7 @@ def test_the_table_of_calls_has_every_call() -> None:
     """No route is left out, and none is made up."""
     calls = {row[0].strip("`") for row in rows_after("| Call | Arguments | Answers |")}
 
-    assert calls == {f"{method} {path}" for method, path in OPERATIONS} | {"GET /health", "GET /ready"}
+    assert calls == {f"{method} {path}" for method, path in OPERATIONS} | {"GET /health", "GET /ready", "GET /metrics"}
 
 
 def test_the_table_of_parts_says_what_the_layer_test_allows() -> None:

@@ -79,7 +79,11 @@ class ListDead(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     after: int = -1
 
 
-Command: TypeAlias = Enqueue | Next | Heartbeat | Complete | Undeliver | Cancel | Inspect | ListDead
+class Measure(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=20):
+    """Ask a shard for its `Measures`. Costs the more the more queues there are, and is carried out bit by bit."""
+
+
+Command: TypeAlias = Enqueue | Next | Heartbeat | Complete | Undeliver | Cancel | Inspect | ListDead | Measure
 
 
 class Reason(IntEnum):
@@ -180,4 +184,26 @@ class Statistics(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=105
     dead_dropped: int
 
 
-Outcome: TypeAlias = Done | Delivered | Refused | Listed | Statistics
+Sample: TypeAlias = tuple[str, list[str], float | list[float]]
+"""One number of a metric: its name and the values of its labels. A histogram has a list: how many fell into each bucket, and their sum."""
+
+
+class QueueMeasure(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One queue at one moment."""
+
+    queue: str
+    scheduled: int
+    ready: int
+    in_flight: int
+    dead: int
+    waited_us: int  # how long its oldest ready job has waited since it could have started; 0 where none is ready
+
+
+class Measures(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=120):
+    """All that a shard counts and measures, and its deepest queues. Counters go on where an earlier process of the same shard left them."""
+
+    samples: list[Sample]
+    queues: list[QueueMeasure]
+
+
+Outcome: TypeAlias = Done | Delivered | Refused | Listed | Statistics | Measures

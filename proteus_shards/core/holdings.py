@@ -15,6 +15,7 @@ import msgspec
 from proteus_shards.core.commands import Delivered, Delivery, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
 from proteus_shards.core.ledger import Image, Ledger, Note, footprint, image_of
+from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters, note
 from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
@@ -47,14 +48,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     row_bytes_max: int | None = None  # the store's own limits, as `store.contract` says
     batch_rows_max: int | None = None
     batch_bytes_max: int | None = None
-
-
-class Counters(msgspec.Struct):
-    """What has happened since the shard was made."""
-
-    timeouts: int = 0
-    died: int = 0
-    dead_dropped: int = 0
 
 
 class Holdings:
@@ -177,7 +170,7 @@ class Holdings:
             taken.append((job, image_of(job)))
             job.attempt += 1
             job.run_id = self._new_run_id()
-            job.updated_at = self._clock
+            job.updated_at = job.started_at = self._clock
             self._restart_timeout(job)
             queue.place(job, _DELIVER[job.status])
             self._arm(queue, job)
@@ -323,7 +316,7 @@ class Holdings:
         if write or queue.pending:
             self._ledger.log(queue, key, answer, job, image)
         else:
-            self._emit(key, answer)
+            self._emit(key, answer, job, image)
 
     def _answer(self, queue: Queue | None, key: Key | None, outcome: Outcome) -> None:
         """Answer a command that changed nothing, after what is logged before it in its queue."""
@@ -332,16 +325,44 @@ class Holdings:
         else:
             self._emit(key, outcome)
 
-    def _emit(self, key: Key | None, answer: Outcome | Note) -> None:
+    def _emit(self, key: Key | None, answer: Outcome | Note, job: Job | None = None, image: Image | None = None) -> None:
+        """Give out an answer, and count what it tells of. `job` and `image` are those of a change."""
+        counters = self.counters
         if isinstance(answer, Note):
             self.notes.append(answer)
             if answer.kind == "dropped":
-                self.counters.dead_dropped += 1
+                counters.dead_dropped += 1
             else:
-                self.counters.timeouts += 1
-                self.counters.died += answer.kind == "died"
-        elif key is not None:
+                counters.timeouts += 1
+                counters.died += answer.kind == "died"
+            return
+        if key is not None:
             self._replies.append((key, answer))
+        if answer is ENQUEUED:
+            counters.enqueued += 1
+        elif answer is COMPLETED:
+            counters.completed += 1
+            if job is not None and image is not None and image[0] is IN_FLIGHT and job.started_at:
+                note(counters.ran_us, RUN_BOUNDS_US, self._clock - job.started_at)
+        elif answer is HEARTBEATEN:
+            counters.heartbeats += 1
+        elif answer is UNDELIVERED:
+            counters.undelivered += 1
+        elif type(answer) is Delivered:
+            self._count_delivered(answer.jobs)
+
+    def _count_delivered(self, jobs: Sequence[Delivery]) -> None:
+        self.counters.delivered += len(jobs)
+        for job in jobs:
+            if job.attempt == 1:
+                created_at, run_at = job.created_at, job.run_at
+                could_start = created_at if run_at is None or run_at < created_at else run_at
+                note(self.counters.started_us, START_BOUNDS_US, max(0, self._clock - could_start))
+
+    def waited_us(self, queue: Queue) -> int:
+        """Return for how long the oldest ready job of a queue could have started; 0 where none is ready."""
+        head = queue.head()
+        return max(0, self._clock - head.ready_at) if head is not None else 0
 
 
 def answer_bytes(job: Job | Enqueue) -> int:

@@ -70,6 +70,7 @@ class Job(msgspec.Struct, eq=False, gc=False):
     returned: bool = False  # has an entry in its queue's heap of returned jobs
     timed: bool = False  # has an entry in the shard's heap of deadlines
     delivering: int = 0  # number of the commit that the reply with its delivery waits for, or 0
+    started_at: int = 0  # when it was last delivered by this process, or 0
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):

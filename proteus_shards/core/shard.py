@@ -39,7 +39,6 @@ from proteus_shards.core.commands import (
     Complete,
     DeadLetter,
     Delivered,
-    Done,
     Enqueue,
     Heartbeat,
     ListDead,
@@ -52,6 +51,7 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Holdings, Limits, answer_bytes, letter_of
 from proteus_shards.core.ledger import Note, footprint, image_of
+from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, UNDELIVERED
 from proteus_shards.core.model import SECOND_US, Job, RowKey
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 
@@ -69,7 +69,6 @@ _HEARTBEAT = TRANSITIONS[Verb.HEARTBEAT]
 _COMPLETE = TRANSITIONS[Verb.COMPLETE]
 _UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
 
-_DONE = Done()
 _AWAY = Refused(Reason.BUSY, "the backing store is away")
 
 
@@ -175,13 +174,13 @@ class Shard(Holdings):
 
     def committed(self) -> None:
         """Release the sealed operations: their rows are durable."""
-        for queue, key, answer, job, _ in self._ledger.release():
+        for queue, key, answer, job, image in self._ledger.release():
             queue.pending -= 1
             if job is not None and job.delivering == self._ledger.sealed_number:
                 job.delivering = 0
                 self._restart_timeout(job)  # it counts from the delivery, which is now; if completed meanwhile, that may yet be undone
             if answer is not None:
-                self._emit(key, answer)
+                self._emit(key, answer, job, image)
             if not queue.pending:
                 self._forget_if_empty(queue)
 
@@ -255,7 +254,7 @@ class Shard(Holdings):
         queue.place(job, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
         if scheduled:
             self._arm(queue, job)
-        self._settle(queue, key, _DONE, job, None, write=job.persist)
+        self._settle(queue, key, ENQUEUED, job, None, write=job.persist)
         if queue.waiters:
             self._match(queue)
 
@@ -345,7 +344,7 @@ class Shard(Holdings):
             job.state = state or None
         job.updated_at = self._clock
         self._restart_timeout(job)
-        self._settle(queue, key, _DONE, job, image, write=write, state_set=write)
+        self._settle(queue, key, HEARTBEATEN, job, image, write=write, state_set=write)
 
     def _complete(self, key: Key | None, command: Complete) -> None:
         queue, job = self._find(command.queue, command.id)
@@ -359,7 +358,7 @@ class Shard(Holdings):
         image = image_of(job)
         self.bytes -= footprint(job)
         queue.place(job, _COMPLETE[job.status])
-        self._settle(queue, key, _DONE, job, image, write=job.persist)
+        self._settle(queue, key, COMPLETED, job, image, write=job.persist)
         self._forget_if_empty(queue)
 
     def _undeliver(self, key: Key | None, command: Undeliver) -> None:
@@ -377,7 +376,7 @@ class Shard(Holdings):
         job.delivering = 0
         job.updated_at = self._clock
         queue.place(job, _UNDELIVER[job.status])
-        self._settle(queue, key, _DONE, job, image, write=job.persist)
+        self._settle(queue, key, UNDELIVERED, job, image, write=job.persist)
         self._match(queue)
 
     def _list_dead(self, key: Key | None, command: ListDead) -> None:

@@ -21,7 +21,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
+import msgspec
 import trio
 
 from proteus_shards import logs
@@ -30,6 +32,7 @@ from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, socket
 from proteus_shards.errors import SettingError
 from proteus_shards.front.app import make_app
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
+from proteus_shards.front.metrics import Page
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
 
@@ -44,17 +47,24 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     boot = read_boot(FrontBoot)
     logs.setup(boot.settings, f"front-{boot.front}")
+    listening = inherited(boot.listen_fd)
+    metrics = inherited(boot.metrics_fd) if boot.metrics_fd is not None else None
+    allow_descriptors(boot.settings.connections_max + SPARE_DESCRIPTORS)
+    trio.run(serve, boot, listening, metrics)
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """Return the socket behind a descriptor. Where it does not listen, the process ends."""
     try:
-        listening = socket.socket(fileno=boot.listen_fd)
+        listening = socket.socket(fileno=descriptor)
         listening.setblocking(False)
         listens = bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except (OSError, ValueError):
         listens = False
     if not listens:
-        report(Failed(f"descriptor {boot.listen_fd} is no socket that listens", final=True))
+        report(Failed(f"descriptor {descriptor} is no socket that listens", final=True))
         sys.exit(1)
-    allow_descriptors(boot.settings.connections_max + SPARE_DESCRIPTORS)
-    trio.run(serve, boot, listening)
+    return listening
 
 
 def allow_descriptors(wanted: int) -> int:
@@ -72,16 +82,20 @@ def allow_descriptors(wanted: int) -> int:
     return soft
 
 
-async def serve(boot: FrontBoot, listener: socket.socket) -> None:
-    """Serve until drained."""
+async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket | None = None) -> None:
+    """Serve until drained; the page of metrics on a port of its own, too, where there is one."""
     settings = boot.settings
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     router = Router(links)
+    page = Page(router, settings, boot.run_dir, boot.front)
+    apart = msgspec.structs.replace(settings, tls_cert="", tls_key="", tls_client_ca="", fast_lane=False)
+    metrics_server = Server(make_app(router, apart, page, metrics_only=True), router, apart)
     try:
-        server = Server(make_app(router, settings), router, settings)
+        server = Server(make_app(router, settings, page), router, settings)
     except SettingError as error:
         report(Failed(str(error), final=True))
         sys.exit(1)
+    page.more.append(partial(server.samples, str(boot.front)))
     server_drain_seconds = max(settings.drain_seconds_max - 2 * SETTLE_SECONDS_MAX, settings.drain_seconds_max / 2)
 
     def drain(reason: str) -> None:
@@ -91,11 +105,13 @@ async def serve(boot: FrontBoot, listener: socket.socket) -> None:
         exit_after(settings.drain_seconds_max)
         router.drain()
         server.drain()
+        metrics_server.drain()
 
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, drain)
         nursery.start_soon(watch_lifeline, drain)
         nursery.start_soon(beat_forever)
+        nursery.start_soon(page.keep_forever)
         for link in links:
             nursery.start_soon(link.run)
         with trio.move_on_after(LINKS_SECONDS_MAX):
@@ -104,9 +120,12 @@ async def serve(boot: FrontBoot, listener: socket.socket) -> None:
         async with trio.open_nursery() as serving:
             # The links have the last word: what was not delivered goes back before the exit.
             await serving.start(server.serve, listener, server_drain_seconds)
+            if metrics is not None:
+                await serving.start(metrics_server.serve, metrics, server_drain_seconds)
             log.info("serving", extra={"shards": settings.shards})
             report(Ready())
         await router.wait_settled()
+        page.keep()
         log.info("drained")
         nursery.cancel_scope.cancel()
 

@@ -17,6 +17,7 @@ from http import HTTPStatus
 import msgspec
 
 from proteus_shards.core.commands import DeadLetter, Delivery, Reason, Refused
+from proteus_shards.front.counts import count_problem
 from proteus_shards.front.instants import write_instant
 
 JSON_HEADERS = (("content-type", "application/json"),)
@@ -77,7 +78,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in RETRYABLE
 
     def answer(self) -> Answer:
-        """Return the problem as it goes out."""
+        """Return the problem as it goes out, and count it."""
+        count_problem(self.status, self.detail)
         headers = PROBLEM_HEADERS + self.headers
         if self.status in WITH_RETRY_AFTER:
             headers += (("retry-after", str(max(1, self.retry_after))),)

@@ -17,7 +17,7 @@ Decisions:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import trio
@@ -29,9 +29,11 @@ from proteus_shards.config import Settings
 from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION
+from proteus_shards.front.counts import OTHER
 from proteus_shards.front.exchange import SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.http1 import origin_form
+from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.responses import PlainResponse, response_of
@@ -48,15 +50,17 @@ _NOTHING_HERE = Problem(status=404, detail="there is nothing at this path")
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 
-def make_app(router: Router, settings: Settings) -> QuartTrio:
-    """Return the app that serves a front's HTTP through these links."""
+def make_app(router: Router, settings: Settings, page: Page | None = None, *, metrics_only: bool = False) -> QuartTrio:
+    """Return the app that serves a front's HTTP through these links. `page` is the page of metrics, and with `metrics_only` all that there is."""
     app = QuartTrio("proteus_shards.front", static_folder=None, template_folder=None)
     app.response_class = PlainResponse
     app.config["MAX_CONTENT_LENGTH"] = settings.body_size_max
     app.config["BODY_TIMEOUT"] = settings.request_seconds_max
     app.config["RESPONSE_TIMEOUT"] = None  # the connection has its own, which works
     app.url_map.merge_slashes = False
-    add_native_routes(app, router, settings)
+    if not metrics_only:
+        add_native_routes(app, router, settings)
+    add_metrics_route(app, page or Page(router, settings))
 
     async def http_error(error: HTTPException) -> Response:
         return response_of(problem_of(error, settings).answer())
@@ -66,7 +70,8 @@ def make_app(router: Router, settings: Settings) -> QuartTrio:
 
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, fault)
-    app.asgi_app = _Gate(app.asgi_app, router, settings)  # type: ignore[method-assign]
+    routes = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
+    app.asgi_app = _Gate(app.asgi_app, router, settings, routes)  # type: ignore[method-assign]
     return app
 
 
@@ -89,7 +94,9 @@ def problem_of(error: HTTPException, settings: Settings) -> Problem:
 class _Gate:
     """The outermost part of the app: each HTTP request passes it on the way in, each answer on the way out."""
 
-    def __init__(self, app: AsgiApp, router: Router, settings: Settings) -> None:
+    def __init__(self, app: AsgiApp, router: Router, settings: Settings, routes: Collection[tuple[str, str]]) -> None:
+        self._counts = {route: router.counts.of("quart", route[1].removeprefix("/v1")) for route in routes}
+        self._no_route = router.counts.of("quart", OTHER)
         self._app = app
         self._router = router
         self._settings = settings
@@ -144,6 +151,8 @@ class _Gate:
             if not exchange.begun:
                 await _send(watched_send, problem.answer())
         finally:
+            if exchange.status is not None:
+                self._counts.get((scope["method"], path or ""), self._no_route)[exchange.status] += 1
             exchange.settle()
             if connection is not None:
                 connection.end_exchange()

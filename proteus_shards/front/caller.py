@@ -31,7 +31,9 @@ class LaneStatistics(msgspec.Struct, frozen=True):
 class Slot:
     """The place of one answer in its connection's order."""
 
-    __slots__ = ("client", "data", "jobs", "keep_alive", "link", "number", "request_http10")
+    __slots__ = ("client", "data", "jobs", "keep_alive", "link", "number", "request_http10", "tally")
+
+    tally: list[int]  # where the answer is counted, by status
 
     def __init__(self, client: Caller, *, keep_alive: bool, http10: bool, data: bytes | None = None) -> None:
         self.client = client

@@ -100,6 +100,7 @@ class Lane:
         self._accept_again = math.inf
         self._stopping = False
         self._writer = AnswerWriter()
+        self._routes = {key: (parse, router.counts.of("lane", key[1].decode().removeprefix("/v1"))) for key, parse in _ROUTES.items()}
         self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ class Lane:
             self._fill(slot, log_fault(error).answer())
 
     def _ask(self, slot: Slot, request: Request) -> None:
-        parse = _ROUTES[request.method, request.path]
+        parse, slot.tally = self._routes[request.method, request.path]
         body: bytes | Problem = request.body
         if parse in WITH_BODY and request.content_encoding is not None:
             body = unpack_body(request.body, request.content_encoding, self._settings.body_size_max)
@@ -352,6 +353,7 @@ class Lane:
 
     def _fill(self, slot: Slot, shown: Answer) -> None:
         """Put an answer in its place, and have its connection sent."""
+        slot.tally[shown.status] += 1
         slot.data = self._writer.write(shown, keep_alive=slot.keep_alive, http10=slot.request_http10)
         client = slot.client
         if client.open and client.line[0].data is not None:
@@ -365,6 +367,7 @@ class Lane:
         """Answer with a problem, after what is in line, and close."""
         client.closing = True
         slot = Slot(client, keep_alive=False, http10=False)
+        slot.tally = self._router.counts.faulty
         client.line.append(slot)
         self._fill(slot, problem.answer())
 

@@ -10,6 +10,7 @@ import trio
 
 from proteus_shards.core.commands import Delivery, Next, Outcome, Refused, Statistics
 from proteus_shards.core.placement import shard_of, slot_of
+from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
 from proteus_shards.front.operations import QueueCommand
 from proteus_shards.front.pending import UNSETTLED, OnOutcomes, OnReply
@@ -21,6 +22,7 @@ class Router:
     def __init__(self, links: Sequence[Link]) -> None:
         self.links = tuple(links)
         self.draining = False
+        self.counts = RequestCounts()  # of all that is asked of this front, whoever serves it
 
     def link_of(self, queue: str) -> Link:
         """Return the link to the shard that owns a queue."""

@@ -30,6 +30,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from proteus_shards.config import Settings
+from proteus_shards.core.commands import Sample
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
 from proteus_shards.front.http2 import TolerantH2Protocol
 from proteus_shards.front.lane import Lane
@@ -93,11 +94,21 @@ class Server:
         self._one_fewer = trio.Event()
         self._lane: Lane | None = None
         self._accepted = 0  # connections that are open and came without the lane
+        self._accepted_ever = 0
 
     @property
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._connections) + (self._lane.statistics().connections if self._lane is not None else 0)
+
+    def samples(self, front: str) -> list[Sample]:
+        """Return what there is to tell about connections."""
+        lane = self._lane.statistics() if self._lane is not None else None
+        return [
+            ("proteus_connections", [front, "lane"], lane.connections if lane is not None else 0),
+            ("proteus_connections", [front, "quart"], len(self._connections)),
+            ("proteus_connections_accepted_total", [front], self._accepted_ever + (lane.accepted if lane is not None else 0)),
+        ]
 
     def drain(self) -> None:
         """Stop accepting, and let `serve` return once all connections are done."""
@@ -166,6 +177,7 @@ class Server:
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 else:
                     self._accepted += 1
+                    self._accepted_ever += 1
                     connections.start_soon(self._serve_accepted, stream)
 
     async def _serve_accepted(self, stream: trio.SocketStream) -> None:

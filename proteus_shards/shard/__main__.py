@@ -23,9 +23,11 @@ from proteus_shards.core.shard import Shard
 from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
 from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
+from proteus_shards.shard.meter import Meter
 from proteus_shards.shard.pump import Pump
 from proteus_shards.store.contract import Durability
 from proteus_shards.store.registry import make_store
+from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +85,9 @@ async def serve(boot: ShardBoot) -> int:
     settings = boot.settings
     store = make_store(settings.store, boot.shard, settings.shards)
     required = Durability(settings.require_durability)
-    pump = Pump(Shard(limits_of(settings, store), run_ids()), store, read_clocks, index=boot.shard, required=required)
+    meter = Meter(Tally(boot.run_dir, f"shard-{boot.shard}"), settings.metrics_queues_max)
+    core = Shard(limits_of(settings, store), run_ids())
+    pump = Pump(core, store, read_clocks, index=boot.shard, required=required, meter=meter)
     ending = asyncio.Event()
     _watch_lifeline(ending)
     asyncio.get_running_loop().set_exception_handler(fail_stop)
@@ -101,6 +105,7 @@ async def serve(boot: ShardBoot) -> int:
         beating.cancel()
         return 1
     report(Ready(f"{pump.recovered} rows in {pump.recovery_seconds} s, {store.durability}"))
+    counting = asyncio.create_task(_count_forever(pump))
     pumping = asyncio.create_task(pump.run())
     stopping = asyncio.create_task(ending.wait())
     await asyncio.wait({pumping, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,6 +121,8 @@ async def serve(boot: ShardBoot) -> int:
     stopping.cancel()
     await listener.close()
     await store.close()
+    counting.cancel()
+    pump.measures()
     beating.cancel()
     return int(failed)
 
@@ -134,6 +141,16 @@ async def _beat_forever() -> None:
     while True:
         beat()
         await asyncio.sleep(BEAT_SECONDS)
+
+
+async def _count_forever(pump: Pump) -> None:
+    """Look how late the event loop is, and see that what is counted outlives this process."""
+    while True:
+        pump.measures()
+        for _ in range(WRITE_TICKS):
+            due = time.monotonic() + TICK_SECONDS
+            await asyncio.sleep(TICK_SECONDS)
+            pump.meter.tally.note_lag(max(0.0, time.monotonic() - due))
 
 
 def _watch_lifeline(ending: asyncio.Event) -> None:

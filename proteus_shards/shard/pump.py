@@ -24,9 +24,23 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol, cast
 
-from proteus_shards.core.commands import Cancel, Delivered, Inspect, Outcome, Reason, Refused, Statistics, Undeliver
+from proteus_shards.core.commands import (
+    Cancel,
+    Delivered,
+    Inspect,
+    Measure,
+    Measures,
+    Outcome,
+    QueueMeasure,
+    Reason,
+    Refused,
+    Statistics,
+    Undeliver,
+)
+from proteus_shards.core.measures import Survey
 from proteus_shards.core.model import Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
+from proteus_shards.shard.meter import Meter
 from proteus_shards.store.contract import Damaged, Durability, check_durability
 
 if TYPE_CHECKING:
@@ -45,6 +59,7 @@ IDLE_US = 1_000_000  # how often the clocks are read at least while jobs are sch
 BACKOFF_FIRST_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 2.0
 NOTES = {"timeout": "run timed out", "died": "job is dead", "dropped": "dead letter dropped"}
+SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
 CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one was refused for good
 
 
@@ -71,6 +86,7 @@ class Pump:
         *,
         index: int = 0,
         required: Durability = Durability.MEMORY,
+        meter: Meter | None = None,
     ) -> None:
         self.shard = shard
         self.store = store
@@ -94,6 +110,9 @@ class Pump:
         self._careful = 0
         self._commits = 0
         self._rows_written = 0
+        self.meter = meter or Meter()
+        self._askers: list[tuple[Link, int]] = []  # they wait for the survey that is being made
+        self._surveying: asyncio.Task[None] | None = None
 
     # --- recovery ----------------------------------------------------------------------------------------------
 
@@ -142,8 +161,8 @@ class Pump:
         for number, command in requests:
             if isinstance(command, Cancel):
                 shard.cancel((link, command.request))
-            elif isinstance(command, Inspect):
-                self._put(link, number, self.statistics())
+            elif isinstance(command, Inspect | Measure):
+                self._tell(link, number, command)
             elif self._draining:
                 self._put(link, number, Refused(Reason.BUSY, "the shard is ending"))
             elif self._careful and (self._committing or shard.has_open):
@@ -158,6 +177,33 @@ class Pump:
             if cast("tuple[Link, int]", key)[0] is link:
                 self.shard.cancel(key)
         self._settle()
+
+    def _tell(self, link: Link, number: int, command: Inspect | Measure) -> None:
+        if isinstance(command, Inspect):
+            self._put(link, number, self.statistics())
+            return
+        self._askers.append((link, number))
+        if self._surveying is None:
+            self._surveying = asyncio.create_task(self._survey())
+
+    async def _survey(self) -> None:
+        """Look over the queues, some at a time, and give their measures to all who have asked meanwhile."""
+        survey = Survey(self.shard.queues, self.shard.waited_us, self.meter.queues_max, self.meter.shown)
+        more = survey.look(SURVEY_QUEUES)
+        while more:
+            await asyncio.sleep(0)
+            more = survey.look(SURVEY_QUEUES)
+        measures = self.measures(survey.deepest(), survey.oldest_us)
+        self._surveying = None
+        askers, self._askers = self._askers, []
+        for link, number in askers:
+            if not link.closed:
+                self._put(link, number, measures)
+        self._settle()
+
+    def measures(self, queues: list[QueueMeasure] | None = None, oldest_us: int | None = None) -> Measures:
+        """Return all that this shard counts and measures, once it is in its file. Without the age of the oldest job that of the last survey stands."""
+        return self.meter.measures(self.statistics(), self.shard.counters, self.shard.pending, queues, oldest_us)
 
     def statistics(self) -> Statistics:
         """Return what this shard holds and has done."""
@@ -212,6 +258,7 @@ class Pump:
         batch = self.shard.cut()
         if len(batch):
             self._committing = True
+            started_us, _ = self._read_clocks()
             try:
                 await self.store.commit(batch)
             except StoreRefused as error:
@@ -233,11 +280,13 @@ class Pump:
             self._commits += 1
             self._rows_written += len(batch)
             self._careful = max(0, self._careful - 1)
+            self.meter.note_commit(len(batch), self._read_clocks()[0] - started_us)
         self._advance()
         self.shard.committed()
         self._settle()
 
     def _fail(self, reason: Reason, detail: str, error: BaseException) -> list[RowKey]:
+        self.meter.note_error(error)
         log.error("commit failed", extra={"outcome": reason.name.lower(), "error": f"{type(error).__name__}: {error}"})
         self._advance()
         keys = self.shard.failed(reason, detail)
@@ -264,6 +313,7 @@ class Pump:
                 rows = await self.store.read(keys) if keys else {}
                 break
             except (StoreRefused, StoreUnknown, StoreWeak) as error:
+                self.meter.note_error(error)
                 level = logging.ERROR if isinstance(error, StoreWeak) else logging.WARNING
                 log.log(level, "store is away", extra={"error": f"{type(error).__name__}: {error}", "retry_seconds": backoff})
                 if self._draining:

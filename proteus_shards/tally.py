@@ -1,0 +1,207 @@
+"""The metrics of a server: which there are, and how the counters of a process outlive it.
+
+Each process keeps what it counts as plain numbers and turns them into `Sample`s when asked: the name of a metric of `METRICS`, the values of its labels,
+and a number. It writes them to a file in the private folder of the server about once a second, and its successor begins where that
+file ends. **What is shown is in the file**: a process writes before it answers a scrape. So a counter that anyone has seen never goes back, whatever
+kills the process; the last second of counts that nobody has seen may be lost.
+
+The file is replaced by a rename, so that a reader finds it whole or finds the one before. It is not synced: when the machine goes down
+the folder goes with it, and all counters begin at 0, which Prometheus understands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from proteus_shards.core.commands import Sample
+from proteus_shards.core.measures import RUN_BOUNDS_US, START_BOUNDS_US
+from proteus_shards.core.model import SECOND_US
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25  # between two looks at how late an event loop is
+WRITE_TICKS = 4  # of which so many pass from one write of the file to the next
+LAG_SECONDS = 15.0  # the largest lag is that of the last one to two of these
+COMMIT_ROWS_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000)
+COMMIT_BOUNDS_US = (100, 250, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000)
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One metric as a user meets it. `bounds` are those of a histogram, in the unit of its name."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    bounds: tuple[float, ...] = ()
+
+
+def _in_seconds(bounds_us: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(bound / SECOND_US for bound in bounds_us)
+
+
+METRICS: dict[str, Metric] = {
+    "proteus_build_info": Metric("gauge", ("version",), "always 1"),
+    # requests
+    "proteus_http_requests_total": Metric(
+        "counter", ("way", "route", "status"), "requests answered, by way (lane, quart), route and class of status"
+    ),
+    "proteus_errors_total": Metric(
+        "counter", ("status", "limit"), "problems told, those inside batches included, by status and by the limit that was hit"
+    ),
+    "proteus_connections": Metric("gauge", ("front", "way"), "open connections"),
+    "proteus_connections_accepted_total": Metric("counter", ("front",), "connections accepted"),
+    "proteus_link_up": Metric("gauge", ("front", "shard"), "1 where a front is connected to a shard"),
+    "proteus_link_requests": Metric("gauge", ("front", "shard"), "requests of a front under way at a shard (link_requests_max)"),
+    "proteus_link_queued_bytes": Metric("gauge", ("front", "shard"), "bytes of a front that wait to be sent to a shard (link_bytes_max)"),
+    "proteus_link_connects_total": Metric("counter", ("shard",), "times that a front has connected to a shard"),
+    "proteus_link_refused_total": Metric(
+        "counter", ("shard",), "requests that a front refused since the shard was away or a limit was reached"
+    ),
+    "proteus_link_timeouts_total": Metric("counter", ("shard",), "requests that a shard did not answer in time (request_seconds_max)"),
+    "proteus_deliveries_returned_total": Metric("counter", ("shard",), "deliveries that did not reach their runner and were given back"),
+    # jobs
+    "proteus_jobs": Metric("gauge", ("shard", "state"), "jobs by state: scheduled, waiting, in_flight, dead"),
+    "proteus_queue_jobs": Metric(
+        "gauge", ("queue", "state"), "jobs of the deepest queues (metrics_queues_max); all others under an empty name"
+    ),
+    "proteus_oldest_waiting_seconds": Metric(
+        "gauge", ("shard",), "for how long the oldest waiting job could have started; 0 where none waits"
+    ),
+    "proteus_queue_oldest_waiting_seconds": Metric("gauge", ("queue",), "the same for the deepest queues"),
+    "proteus_queues": Metric("gauge", ("shard",), "queues in memory (queues_max)"),
+    "proteus_polls": Metric("gauge", ("shard",), "nexts that wait for a job (polls_max)"),
+    "proteus_payload_bytes": Metric("gauge", ("shard",), "bytes of payload and state in memory (shard_bytes_max)"),
+    "proteus_pending_operations": Metric("gauge", ("shard",), "operations that wait for a commit (shard_pending_max)"),
+    "proteus_jobs_enqueued_total": Metric("counter", ("shard",), "jobs accepted"),
+    "proteus_jobs_delivered_total": Metric("counter", ("shard",), "jobs delivered, each time that one is"),
+    "proteus_jobs_undelivered_total": Metric("counter", ("shard",), "deliveries taken back, as they surely reached nobody"),
+    "proteus_heartbeats_total": Metric("counter", ("shard",), "heartbeats accepted"),
+    "proteus_jobs_completed_total": Metric("counter", ("shard",), "jobs completed, in flight or not"),
+    "proteus_run_timeouts_total": Metric("counter", ("shard",), "runs that timed out"),
+    "proteus_jobs_retried_total": Metric("counter", ("shard",), "jobs that went back to the front of their queue after a timeout"),
+    "proteus_jobs_died_total": Metric("counter", ("shard",), "jobs that became dead letters"),
+    "proteus_dead_letters_dropped_total": Metric(
+        "counter", ("shard",), "dead letters dropped (dead_letters_max, dead_letters_seconds_max)"
+    ),
+    "proteus_start_seconds": Metric(
+        "histogram", ("shard",), "from when a job could start (enqueue or run_at) to its first delivery", _in_seconds(START_BOUNDS_US)
+    ),
+    "proteus_run_seconds": Metric(
+        "histogram",
+        ("shard",),
+        "from the delivery of a run to its completion; runs that a restart saw are left out",
+        _in_seconds(RUN_BOUNDS_US),
+    ),
+    # the store
+    "proteus_store_info": Metric("gauge", ("shard", "store", "durability"), "always 1; durability is the class of the store as opened"),
+    "proteus_store_away": Metric("gauge", ("shard",), "1 while the store cannot be written"),
+    "proteus_store_errors_total": Metric(
+        "counter", ("shard", "outcome"), "commits that failed and tries to reach the store again, by outcome"
+    ),
+    "proteus_commit_rows": Metric("histogram", ("shard",), "rows of a commit", COMMIT_ROWS_BOUNDS),
+    "proteus_commit_seconds": Metric("histogram", ("shard",), "time of a commit that succeeded", _in_seconds(COMMIT_BOUNDS_US)),
+    "proteus_recovery_seconds": Metric("gauge", ("shard",), "how long the last start took to read the store"),
+    "proteus_recovered_rows": Metric("gauge", ("shard",), "rows that the last start read"),
+    "proteus_damaged_rows": Metric("gauge", ("shard",), "rows that are no jobs, kept aside in the store"),
+    # processes
+    "proteus_shard_up": Metric(
+        "gauge", ("shard",), "1 where the shard has answered this scrape; else its numbers are those of its last second"
+    ),
+    "proteus_process_cpu_seconds_total": Metric("counter", ("process",), "user and system time, of all processes of that name"),
+    "proteus_process_resident_bytes": Metric("gauge", ("process",), "resident memory"),
+    "proteus_process_restarts_total": Metric("counter", ("process",), "times that a process was started again after its end"),
+    "proteus_event_loop_lag_seconds": Metric(
+        "gauge", ("process",), f"how late the event loop was at worst, in the last {LAG_SECONDS:g} to {2 * LAG_SECONDS:g} seconds"
+    ),
+}
+
+_GOING_ON = frozenset(name for name, metric in METRICS.items() if metric.kind != "gauge")
+_decoder = msgspec.msgpack.Decoder(list[Sample])
+
+
+class Tally:
+    """The file of one process, and what it knows of itself. Without a `run_dir` nothing is kept."""
+
+    def __init__(self, run_dir: str | None, process: str) -> None:
+        self._path = tally_path(run_dir, process) if run_dir is not None else None
+        self._process = process
+        self._before: dict[tuple[str, ...], float | list[float]] = {}
+        self._complained = False
+        self._lags = [0.0, 0.0]  # the largest of this span and of the one before
+        self._lags_until = time.monotonic() + LAG_SECONDS
+        for name, labels, value in read_tally(self._path) if self._path is not None else []:
+            if name in _GOING_ON:
+                self._before[name, *labels] = value
+
+    def note_lag(self, seconds: float) -> None:
+        """Note how late the event loop was."""
+        if time.monotonic() >= self._lags_until:
+            self._lags = [0.0, self._lags[0]]
+            self._lags_until = time.monotonic() + LAG_SECONDS
+        self._lags[0] = max(self._lags[0], seconds)
+
+    def keep(self, samples: list[Sample]) -> list[Sample]:
+        """Add what an earlier process had counted and what there is to know of this one, write it all to the file, and return it."""
+        own: list[Sample] = [
+            ("proteus_process_cpu_seconds_total", [self._process], time.process_time()),
+            ("proteus_process_resident_bytes", [self._process], float(resident_bytes())),
+            ("proteus_event_loop_lag_seconds", [self._process], max(self._lags)),
+        ]
+        before = dict(self._before)
+        merged = [(name, labels, plus(value, before.pop((name, *labels), 0))) for name, labels, value in (*samples, *own)]
+        merged += [(name, list(labels), value) for (name, *labels), value in before.items()]
+        if self._path is not None:
+            self._write(self._path, merged)
+        return merged
+
+    def _write(self, path: Path, samples: list[Sample]) -> None:
+        try:
+            written = path.with_suffix(".new")
+            written.write_bytes(msgspec.msgpack.encode(samples))
+            written.replace(path)
+        except OSError as error:  # a full disk, say: counting goes on, and only a restart would show it
+            if not self._complained:
+                log.warning("the counters cannot be written", extra={"error": error.strerror})
+            self._complained = True
+        else:
+            self._complained = False
+
+
+def tally_path(run_dir: str, process: str) -> Path:
+    """Return the path of a process's file."""
+    return Path(run_dir) / f"{process}.tally"
+
+
+def read_tally(path: Path) -> list[Sample]:
+    """Return what a process last wrote, or nothing where it has written nothing yet."""
+    try:
+        return [sample for sample in _decoder.decode(path.read_bytes()) if sample[0] in METRICS]
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("the counters of a process cannot be read", extra={"of": path.stem, "error": str(error)})
+        return []
+
+
+def plus(one: float | list[float], other: float | list[float]) -> float | list[float]:
+    """Return the sum of two numbers or of two histograms. Where the two do not fit, the first counts."""
+    if isinstance(one, list):
+        return [a + b for a, b in zip(one, other, strict=True)] if isinstance(other, list) and len(one) == len(other) else one
+    return one + other if not isinstance(other, list) else one
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process; where the kernel does not say, the most that it ever was."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  # half the cost of a Path
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
