@@ -7,6 +7,7 @@ is what is asked from outside, and says which change each command makes. Split t
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ import msgspec
 from proteus_shards.core.commands import Delivered, Delivery, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
 from proteus_shards.core.ledger import Image, Ledger, Note, footprint, image_of
-from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters, note
+from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters
 from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
@@ -326,38 +327,43 @@ class Holdings:
             self._emit(key, outcome)
 
     def _emit(self, key: Key | None, answer: Outcome | Note, job: Job | None = None, image: Image | None = None) -> None:
-        """Give out an answer, and count what it tells of. `job` and `image` are those of a change."""
+        """Give out an answer, and count what it tells of. `job` and `image` are those of a change. Written out: this is the hottest place of all."""
         counters = self.counters
-        if isinstance(answer, Note):
-            self.notes.append(answer)
-            if answer.kind == "dropped":
-                counters.dead_dropped += 1
-            else:
-                counters.timeouts += 1
-                counters.died += answer.kind == "died"
-            return
-        if key is not None:
-            self._replies.append((key, answer))
         if answer is ENQUEUED:
             counters.enqueued += 1
+        elif type(answer) is Delivered:
+            for delivery in answer.jobs:
+                counters.delivered += 1
+                if delivery.attempt == 1:
+                    could_start = delivery.created_at
+                    if delivery.run_at is not None and delivery.run_at > could_start:
+                        could_start = delivery.run_at
+                    waited, histogram = self._clock - could_start, counters.started_us
+                    histogram[bisect_left(START_BOUNDS_US, waited)] += 1
+                    histogram[-1] += waited
         elif answer is COMPLETED:
             counters.completed += 1
-            if job is not None and image is not None and image[0] is IN_FLIGHT and job.started_at:
-                note(counters.ran_us, RUN_BOUNDS_US, self._clock - job.started_at)
+            if job is not None and job.started_at and image is not None and image[0] is IN_FLIGHT:
+                ran, histogram = self._clock - job.started_at, counters.ran_us
+                histogram[bisect_left(RUN_BOUNDS_US, ran)] += 1
+                histogram[-1] += ran
         elif answer is HEARTBEATEN:
             counters.heartbeats += 1
         elif answer is UNDELIVERED:
             counters.undelivered += 1
-        elif type(answer) is Delivered:
-            self._count_delivered(answer.jobs)
+        elif isinstance(answer, Note):
+            self._note(answer)
+            return
+        if key is not None:
+            self._replies.append((key, answer))
 
-    def _count_delivered(self, jobs: Sequence[Delivery]) -> None:
-        self.counters.delivered += len(jobs)
-        for job in jobs:
-            if job.attempt == 1:
-                created_at, run_at = job.created_at, job.run_at
-                could_start = created_at if run_at is None or run_at < created_at else run_at
-                note(self.counters.started_us, START_BOUNDS_US, max(0, self._clock - could_start))
+    def _note(self, note: Note) -> None:
+        self.notes.append(note)
+        if note.kind == "dropped":
+            self.counters.dead_dropped += 1
+        else:
+            self.counters.timeouts += 1
+            self.counters.died += note.kind == "died"
 
     def waited_us(self, queue: Queue) -> int:
         """Return for how long the oldest ready job of a queue could have started; 0 where none is ready."""

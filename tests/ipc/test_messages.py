@@ -25,8 +25,11 @@ from proteus_shards.core.commands import (
     Inspect,
     ListDead,
     Listed,
+    Measure,
+    Measures,
     Next,
     Outcome,
+    QueueMeasure,
     Reason,
     Refused,
     Statistics,
@@ -75,6 +78,7 @@ COMMANDS: list[Command] = [
     Undeliver("q", "i", RUN),
     Cancel(2**63 - 1),
     Inspect(),
+    Measure(),
     ListDead("q"),
     ListDead(LONG, 2**53, 2**62),
 ]
@@ -112,6 +116,8 @@ OUTCOMES: list[Outcome] = [
         died=13,
         dead_dropped=14,
     ),
+    Measures([], []),
+    Measures([("name", ["label", ""], 1), ("histogram", [], [1, 0.5])], [QueueMeasure(LONG, 1, 2, 3, 4, 2**62)]),
 ]
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
