@@ -125,9 +125,12 @@ class _Gate:
                     await trio.lowlevel.checkpoint()
                 else:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            if message["type"] == "http.response.start":
+                count[message["status"]] += 1
             await exchange.send(message)
 
         path = _path_of(scope)
+        count = self._counts.get((scope["method"], path or ""), self._no_route)
         broken = _broken_rule(scope, self._settings)
         connection = CURRENT_CONNECTION.get()
         if connection is not None:
@@ -151,8 +154,6 @@ class _Gate:
             if not exchange.begun:
                 await _send(watched_send, problem.answer())
         finally:
-            if exchange.status is not None:
-                self._counts.get((scope["method"], path or ""), self._no_route)[exchange.status] += 1
             exchange.settle()
             if connection is not None:
                 connection.end_exchange()

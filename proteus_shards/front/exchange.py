@@ -63,11 +63,6 @@ class Exchange:
         """Whether an answer has begun."""
         return self._status is not None
 
-    @property
-    def status(self) -> int | None:
-        """The status of the answer, once it has begun."""
-        return self._status
-
     def hold(self, jobs: Sequence[Delivery]) -> None:
         """Answer for these jobs from now on."""
         self._jobs = jobs
