@@ -35,6 +35,8 @@ BODY_BYTES_LIMIT = 31 * MIB
 # A delivered job carries a payload and a state, each as large as a body may be, and both must fit into one frame with its names.
 assert 2 * BODY_BYTES_LIMIT + MIB <= FRAME_BYTES_MAX
 
+LOOPBACK = "127.0.0.1"
+
 _UNREACHABLE = 2**53  # a limit that only keeps a number exact in JSON; no message mentions it
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=_UNREACHABLE)]
@@ -50,7 +52,7 @@ def cores() -> int:
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of one server. Each field's help stands in `SETTINGS_HELP`."""
 
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080
     shards: Annotated[int, msgspec.Meta(ge=1, le=SHARDS_MAX)] = msgspec.field(default_factory=cores)
     fronts: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
@@ -59,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
-    metrics_host: str = "127.0.0.1"
+    metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -379,6 +381,8 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
     for name in ("tls_key", "tls_client_ca"):
         if getattr(settings, name) and not settings.tls_cert:
             raise SettingError(f"{sources[name]} needs tls_cert, the certificate to serve with")
+    if settings.metrics_host != LOOPBACK and not settings.metrics_port:
+        raise SettingError(f"{sources['metrics_host']} needs metrics_port, the port to serve on")
     if settings.shard_bytes_max < 2 * settings.body_size_max:
         raise SettingError(
             f"{sources.get('shard_bytes_max', 'shard_bytes_max')} must be at least twice the largest body "

@@ -184,6 +184,14 @@ def test_tls_needs_a_certificate(name: str) -> None:
         load_settings({name: "some.pem"}, {})
 
 
+def test_an_address_for_metrics_needs_a_port() -> None:
+    """Alone it would mean nothing."""
+    with pytest.raises(SettingError, match="PROTEUS_METRICS_HOST needs metrics_port"):
+        load_settings({}, {"PROTEUS_METRICS_HOST": "0.0.0.0"})
+
+    assert load_settings({"metrics_host": "0.0.0.0", "metrics_port": "9090"}, {}).metrics_port == 9090
+
+
 def test_settings_travel_as_json() -> None:
     """The children get them as one line."""
     settings = load_settings({"shard_bytes_max": "3GiB", "host": "::"}, {})
