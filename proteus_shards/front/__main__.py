@@ -88,8 +88,10 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     router = Router(links)
     page = Page(router, settings, boot.run_dir, boot.front)
-    apart = msgspec.structs.replace(settings, tls_cert="", tls_key="", tls_client_ca="", fast_lane=False)
-    metrics_server = Server(make_app(router, apart, page, metrics_only=True), router, apart)
+    metrics_server: Server | None = None
+    if metrics is not None:
+        apart = msgspec.structs.replace(settings, tls_cert="", tls_key="", tls_client_ca="", fast_lane=False)
+        metrics_server = Server(make_app(router, apart, page, metrics_only=True), router, apart)
     try:
         server = Server(make_app(router, settings, page), router, settings)
     except SettingError as error:
@@ -105,7 +107,8 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         exit_after(settings.drain_seconds_max)
         router.drain()
         server.drain()
-        metrics_server.drain()
+        if metrics_server is not None:
+            metrics_server.drain()
 
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, drain)
@@ -120,7 +123,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         async with trio.open_nursery() as serving:
             # The links have the last word: what was not delivered goes back before the exit.
             await serving.start(server.serve, listener, server_drain_seconds)
-            if metrics is not None:
+            if metrics_server is not None:
                 await serving.start(metrics_server.serve, metrics, server_drain_seconds)
             log.info("serving", extra={"shards": settings.shards})
             report(Ready())

@@ -46,6 +46,7 @@ from proteus_shards.store.contract import Damaged, Durability, check_durability
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from proteus_shards.core.commands import Command
     from proteus_shards.core.model import RowKey
     from proteus_shards.core.shard import Shard
     from proteus_shards.ipc.messages import Request
@@ -61,6 +62,9 @@ BACKOFF_MAX_SECONDS = 2.0
 NOTES = {"timeout": "run timed out", "died": "job is dead", "dropped": "dead letter dropped"}
 SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
 CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one was refused for good
+
+
+_QUESTIONS = frozenset({Inspect, Measure})
 
 
 class Link(Protocol):
@@ -161,7 +165,7 @@ class Pump:
         for number, command in requests:
             if isinstance(command, Cancel):
                 shard.cancel((link, command.request))
-            elif isinstance(command, Inspect | Measure):
+            elif type(command) in _QUESTIONS:
                 self._tell(link, number, command)
             elif self._draining:
                 self._put(link, number, Refused(Reason.BUSY, "the shard is ending"))
@@ -178,13 +182,16 @@ class Pump:
                 self.shard.cancel(key)
         self._settle()
 
-    def _tell(self, link: Link, number: int, command: Inspect | Measure) -> None:
+    def _tell(self, link: Link, number: int, command: Command) -> None:
         if isinstance(command, Inspect):
             self._put(link, number, self.statistics())
             return
         self._askers.append((link, number))
         if self._surveying is None:
             self._surveying = asyncio.create_task(self._survey())
+            self._surveying.add_done_callback(
+                lambda survey: survey.cancelled() or survey.result()
+            )  # a bug in it ends the process, as any does
 
     async def _survey(self) -> None:
         """Look over the queues, some at a time, and give their measures to all who have asked meanwhile."""
