@@ -30,7 +30,7 @@ from typing import Any, TypeAlias
 import trio
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Enqueue, Outcome, Reason, Refused
+from proteus_shards.core.commands import Done, Enqueue, Outcome, Reason, Refused
 from proteus_shards.front.answers import Answer, Problem, fault
 from proteus_shards.front.batches import Tally, line_too_long
 from proteus_shards.front.bodies import Unpacker, unpacker_of
@@ -230,19 +230,23 @@ class _Upload:
             items = [item for _, item, _ in lines]
             self._tally.add([number for number, _, _ in lines], items, await self._settle(items))
             if self._tally.retryable is not None:
-                after = self._held[0][0] if self._held else self._lines.next_line
+                # the last line may have no end, and then it is still the one at hand
+                after = self._held[0][0] if self._held else max(self._lines.next_line, lines[-1][0] + 1)
                 self._stop(self._tally.retryable, "a line was refused for the moment; those from this one on were not looked at", after)
                 return
 
     async def _settle(self, items: list[Enqueue | Problem]) -> list[Outcome]:
-        """Enqueue what is right, and return the outcomes. What a busy shard did not take is tried again, in order, for request_seconds_max."""
+        """Enqueue what is right, and return the outcomes. What a busy shard did not take is tried again, in order, for request_seconds_max.
+
+        But not once a later job of the same queue was taken (while a store is away, one without persist_data is): it must not be passed.
+        """
         jobs = [item for item in items if not isinstance(item, Problem)]
         outcomes = await self._submit(jobs)
         deadline = trio.current_time() + self._settings.request_seconds_max
         pause = RETRY_SECONDS_MIN
         while trio.current_time() + pause < deadline and not self._router.draining:
             busy = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Refused) and outcome.reason is Reason.BUSY]
-            if not busy:
+            if not busy or _any_passed(jobs, outcomes):
                 break
             await trio.sleep(pause)
             pause = min(2 * pause, RETRY_SECONDS_MAX)
@@ -272,6 +276,17 @@ class _Upload:
     def _change(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+
+def _any_passed(jobs: list[Enqueue], outcomes: list[Outcome]) -> bool:
+    """Say whether a job that a busy shard did not take stands before one of its queue that was taken."""
+    taken: set[str] = set()
+    for job, outcome in zip(reversed(jobs), reversed(outcomes), strict=True):
+        if isinstance(outcome, Done):
+            taken.add(job.queue)
+        elif isinstance(outcome, Refused) and outcome.reason is Reason.BUSY and job.queue in taken:
+            return True
+    return False
 
 
 def _too_large(settings: Settings) -> Problem:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Done, Enqueue, Outcome, Reason, Refused
@@ -147,6 +148,39 @@ async def test_a_refusal_for_the_moment_ends_the_reading_and_says_where(tmp_path
         assert (207, 120, 30) == (status, summary["accepted"], summary["refused"])
         assert (429, 151, True) == tuple(summary["stopped"][name] for name in ("status", "line", "retryable"))
         assert 150 == len(shard.commands)
+
+
+async def test_the_last_line_counts_as_looked_at_though_it_has_no_end(tmp_path: Path) -> None:
+    """Where a line before it was refused for the moment: whoever goes on from the line that is named enqueues nothing twice."""
+    first, *others = (job_body(id=str(number), queue=f"q{number}") for number in range(1, 5))
+    answers: dict[str, Outcome | None] = {"1": None, "2": Refused(Reason.FULL, "full")}
+    summaries: list[Any] = []
+    async with linked(tmp_path, SETTINGS, lambda command: answers.get(getattr(command, "id", ""), Done())) as (router, (shard,)):
+
+        async def upload() -> None:
+            summaries.append((await enqueue(body_of([first + b"\n", b"\n".join(others)]), router, SETTINGS))[1])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload)
+            ((number, _),) = await shard.wait_command(Enqueue)
+            await trio.testing.wait_all_tasks_blocked()  # all of it is read while the first line waits
+            await shard.reply((number, Done()))
+
+    assert (3, 1, 5) == (summaries[0]["accepted"], summaries[0]["refused"], summaries[0]["stopped"]["line"])
+
+
+async def test_a_line_that_was_passed_by_one_of_its_queue_is_not_sent_again(tmp_path: Path) -> None:
+    """While a store is away, jobs without persist_data are taken and others are not: those are told as refused, and the reading ends."""
+
+    def answer(command: Command) -> Outcome | None:
+        return Refused(Reason.BUSY, "away") if isinstance(command, Enqueue) and command.persist else obliging(command)
+
+    data = b"".join(job_body(id=str(number), persist_data=number % 2 == 1) + b"\n" for number in range(1, 7))
+    async with linked(tmp_path, SETTINGS, answer) as (router, (shard,)):
+        status, summary = await enqueue(body_of([data]), router, SETTINGS)
+
+        assert (207, 3, [1, 3, 5]) == (status, summary["accepted"], [failure["line"] for failure in summary["failures"]])
+        assert 6 == len(shard.commands)
 
 
 async def test_busy_shards_are_waited_for_and_order_is_kept(tmp_path: Path) -> None:
