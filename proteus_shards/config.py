@@ -383,6 +383,12 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
             raise SettingError(f"{sources[name]} needs tls_cert, the certificate to serve with")
     if settings.metrics_host != LOOPBACK and not settings.metrics_port:
         raise SettingError(f"{sources['metrics_host']} needs metrics_port, the port to serve on")
+    if settings.batch_jobs_max > settings.shard_pending_max:
+        name = sources.get("batch_jobs_max", sources.get("shard_pending_max", "batch_jobs_max"))
+        raise SettingError(
+            f"{name}: batch_jobs_max ({settings.batch_jobs_max}) must be at most shard_pending_max ({settings.shard_pending_max}), "
+            "else a whole batch for one shard can never pass"
+        )
     if settings.shard_bytes_max < 2 * settings.body_size_max:
         raise SettingError(
             f"{sources.get('shard_bytes_max', 'shard_bytes_max')} must be at least twice the largest body "

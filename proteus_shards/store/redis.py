@@ -146,8 +146,15 @@ class RedisStore:
         if self._keys is None and self._fault is None:
             return await self.open()
         keys, _ = self._usable()
-        async with self._talking():
-            return await self._take(keys, self._owner)
+        try:
+            async with self._talking():
+                return await self._take(keys, self._owner)
+        except (StoreRefused, StoreUnknown, StoreFailed, StoreFenced):
+            raise
+        except (
+            StoreError
+        ) as error:  # settings of the server that someone may change back: a password, a permission, what it does when it is full
+            raise StoreRefused(str(error)) from error
 
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows that exist among `keys`."""
