@@ -62,6 +62,7 @@ class Holdings:
         self.bytes = 0
         self.counters = Counters()
         self.notes: list[Note] = []
+        self.answered_bytes = 0  # of jobs in answers, since the owner has last set it to 0
         self._new_run_id = new_run_id
         self._now = 0
         self._wall = 0
@@ -178,6 +179,7 @@ class Holdings:
             logged = logged or job.persist
             deliveries.append(_delivery(job))
         outcome = Delivered(deliveries)
+        self.answered_bytes += size
         if not logged:
             self._emit(key, outcome)
             return

@@ -382,9 +382,9 @@ class Shard(Holdings):
     def _list_dead(self, key: Key | None, command: ListDead) -> None:
         queue = self.queues.get(command.queue)
         letters: list[DeadLetter] = []
+        size = 0
         if queue is not None:
             after = queue.dead.get(command.after)
-            size = 0
             for job in queue.dead.values():
                 if after is not None:
                     after = None if job is after else after
@@ -393,6 +393,7 @@ class Shard(Holdings):
                 if len(letters) >= command.count or (letters and size > ANSWER_BYTES_MAX):
                     break
                 letters.append(_dead_letter(job))
+        self.answered_bytes += size
         self._answer(queue, key, Listed(letters))
 
     # --- what comes by itself ----------------------------------------------------------------------------------

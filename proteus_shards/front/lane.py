@@ -20,7 +20,6 @@ only its sending side counts as gone for a `next`, and is answered for anything 
 (connection_idle_seconds_max), connections, requests on one connection, pipelined requests, unsent bytes. They are deadlines for
 the whole, not from byte to byte, and are looked at every `SWEEP_SECONDS`. A connection that asks faster than it reads is not read from. With no file
 descriptor left, accepting pauses until one is free.
-
 No exception of one connection touches another: what its handling raises is logged, and ends that connection only.
 """
 
@@ -69,7 +68,8 @@ PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ROUTES = {(method, (prefix + path).encode()): parse for (method, path), parse in OPERATIONS.items() for prefix in PREFIXES}
+# not the dead letters: they are megabytes for the asking, and behind the lane a connection asks for one page at a time
+_ROUTES = {(verb, (prefix + path).encode()): parse for (verb, path), parse in OPERATIONS.items() if path != "/dead" for prefix in PREFIXES}
 _serves = serves_among(_ROUTES)
 
 log = logging.getLogger("proteus_shards.front")

@@ -95,6 +95,11 @@ class Connection(asyncio.Protocol):
 
     # --- the pump's side ---------------------------------------------------------------------------------------
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How many bytes of replies wait for the front to take them."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def put(self, number: int, outcome: Outcome) -> None:
         """Queue a reply."""
         self._out.append((number, outcome))

@@ -28,8 +28,10 @@ from proteus_shards.core.commands import (
     Cancel,
     Delivered,
     Inspect,
+    ListDead,
     Measure,
     Measures,
+    Next,
     Outcome,
     QueueMeasure,
     Reason,
@@ -37,6 +39,7 @@ from proteus_shards.core.commands import (
     Statistics,
     Undeliver,
 )
+from proteus_shards.core.holdings import ANSWER_BYTES_MAX
 from proteus_shards.core.measures import Survey
 from proteus_shards.core.model import Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
@@ -61,16 +64,23 @@ BACKOFF_FIRST_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 2.0
 NOTES = {"timeout": "run timed out", "died": "job is dead", "dropped": "dead letter dropped"}
 SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
+UNSENT_BYTES_MAX = 32 * 1024 * 1024  # of answers for one front; with more, none that brings jobs is added
 CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one was refused for good
 
 
 _QUESTIONS = frozenset({Inspect, Measure})
+
+_BRINGS_JOBS = frozenset({Next, ListDead})
 
 
 class Link(Protocol):
     """Where replies go: one connected front."""
 
     closed: bool
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How many bytes of replies wait for the front to take them."""
 
     def put(self, number: int, outcome: Outcome) -> None:
         """Queue a reply for the next flush."""
@@ -171,8 +181,12 @@ class Pump:
                 self._put(link, number, Refused(Reason.BUSY, "the shard is ending"))
             elif self._careful and (self._committing or shard.has_open):
                 self._put(link, number, Refused(Reason.BUSY, "the shard is looking for a job that the store refuses"))
+            elif type(command) in _BRINGS_JOBS and link.unsent_bytes > UNSENT_BYTES_MAX:
+                self._put(link, number, Refused(Reason.FULL, "too many bytes of answers wait to be sent to this front"))
             else:
                 shard.apply((link, number), command)
+                if shard.answered_bytes > ANSWER_BYTES_MAX:
+                    self._settle()
         self._settle()
 
     def lose(self, link: Link) -> None:
@@ -355,6 +369,7 @@ class Pump:
     def _settle(self) -> None:
         """Give out all answers and notes, wake the commit loop if rows wait, and set the timer."""
         shard = self.shard
+        shard.answered_bytes = 0
         while replies := shard.take_replies():
             for key, outcome in replies:
                 link, number = cast("tuple[Link, int]", key)

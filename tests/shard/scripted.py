@@ -92,6 +92,7 @@ class RecordingLink:
 
     def __init__(self, pump: Pump) -> None:
         self.closed = False
+        self.unsent_bytes = 0
         self.answers: dict[int, Outcome] = {}
         self._pump = pump
         self._number = 0

@@ -8,9 +8,22 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Inspect, Next, Outcome, Reason, Refused, Statistics
+from proteus_shards.core.commands import (
+    Complete,
+    Delivered,
+    Done,
+    Enqueue,
+    Heartbeat,
+    Inspect,
+    ListDead,
+    Next,
+    Outcome,
+    Reason,
+    Refused,
+    Statistics,
+)
 from proteus_shards.errors import StoreFailed, StoreFenced, StorePermanent, StoreRefused, StoreUnknown
-from proteus_shards.shard.pump import Pump
+from proteus_shards.shard.pump import UNSENT_BYTES_MAX, Pump
 from proteus_shards.store.contract import Damaged
 from tests.shard.scripted import DEADLINE_SECONDS, Clock, RecordingLink, ScriptedStore, make_pump
 
@@ -279,6 +292,22 @@ def test_a_heartbeat_that_waited_out_a_stall_in_the_socket_comes_before_the_time
 
         assert Done() == await made.link.ask(Heartbeat("q", "a", delivered.jobs[0].run_id))
         assert Delivered([]) == await made.link.ask(Next("q"))
+
+    run(test)
+
+
+def test_a_front_that_does_not_take_its_answers_gets_no_more_jobs() -> None:
+    """Nor dead letters: with too much unsent, what brings jobs is refused without effect. All else goes on."""
+
+    async def test(made: Stand) -> None:
+        await made.link.ask(job("a"))
+        made.link.unsent_bytes = UNSENT_BYTES_MAX + 1
+
+        for command in (Next("q"), ListDead("q")):
+            assert Reason.FULL == reason(await made.link.ask(command))
+        assert Done() == await made.link.ask(job("b"))
+        made.link.unsent_bytes = 0
+        assert ["a", "b"] == await made.delivered()
 
     run(test)
 

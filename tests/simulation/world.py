@@ -56,6 +56,7 @@ class SimulatedLink:
     def __init__(self, life: Life, answered: Callable[[Outcome], None] | None = None) -> None:
         self.life = life
         self.closed = False
+        self.unsent_bytes = 0
         self.arrives = 0  # when the last frame sent does
         self.expected = self.received = 0
         self._answered = answered
