@@ -83,9 +83,9 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "complete memory first": (
         Change(
             CORE,
-            "        queue.place(job, _COMPLETE[job.status])\n        self._settle(queue, key, _DONE, job, image, write=job.persist)\n",
-            "        queue.place(job, _COMPLETE[job.status])\n        self._emit(key, _DONE)\n"
-            "        self._settle(queue, None, _DONE, job, image, write=job.persist)\n",
+            "        queue.place(job, _COMPLETE[job.status])\n        self._settle(queue, key, COMPLETED, job, image, write=job.persist)\n",
+            "        queue.place(job, _COMPLETE[job.status])\n        self._emit(key, COMPLETED)\n"
+            "        self._settle(queue, None, COMPLETED, job, image, write=job.persist)\n",
         ),
     ),
     "swallowed delete": (
