@@ -213,7 +213,10 @@ class SecureConnection(Connection):
 
     async def do_handshake(self) -> None:
         """Agree with the client on keys and protocol. Raises `trio.BrokenResourceError`."""
-        await self._secured.do_handshake()
+        try:
+            await self._secured.do_handshake()
+        except trio.ClosedResourceError as error:  # it was aborted, by a drain say
+            raise trio.BrokenResourceError("the connection was aborted in its handshake") from error
 
     def selected_alpn_protocol(self) -> str:
         """Return the protocol that the handshake has chosen: h2 or http/1.1."""

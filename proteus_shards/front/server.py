@@ -9,8 +9,8 @@ Hypercorn's own `worker_serve` is not used, only what it is made of (its TCP ser
   sends from cancellation, so a client that does not read could hold up an exit for ever.
 - A connection can be served that someone else has accepted.
 
-Drain: no new connections; idle ones are closed; each of the others ends after the answer to what it has asked; what is left after a
-time is aborted.
+Drain: no new connections; idle ones are closed; each of the others ends after the answer to what it has asked, which says so; what is left
+after a time is aborted.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from proteus_shards.config import Settings
 from proteus_shards.core.commands import Sample
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
 from proteus_shards.front.http2 import TolerantH2Protocol
+from proteus_shards.front.http11 import EndingH11Protocol
 from proteus_shards.front.lane import Lane
 from proteus_shards.front.router import Router
 from proteus_shards.front.tls import Certificates
@@ -62,9 +63,19 @@ def hypercorn_config(settings: Settings) -> Config:
 
 
 class _ConnectionServer(TCPServer):
-    """Hypercorn's own, but that a connection is over when the client has ended it, and not only after its idle time."""
+    """Hypercorn's own, but that a connection is over when the client has ended it, and not only after its idle time.
+
+    And a drain leaves an idle connection open for a moment: a request may be on its way.
+    """
 
     _over = False
+
+    async def _idle_timeout(self) -> None:
+        with trio.move_on_after(self.config.keep_alive_timeout):
+            await self.context.terminated.wait()
+            await trio.sleep(DRAIN_QUIET_SECONDS)
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -86,10 +97,11 @@ class Server:
         self._certificates = Certificates(settings) if settings.tls_cert else None
         self._config = hypercorn_config(settings)
         assert vars(hypercorn.protocol)["H2Protocol"] is TolerantH2Protocol
+        assert vars(hypercorn.protocol)["H11Protocol"] is EndingH11Protocol
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
         self._state: LifespanState = {}
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, trio.CancelScope] = {}  # each with that of all its tasks
         self._draining = trio.Event()
         self._one_fewer = trio.Event()
         self._lane: Lane | None = None
@@ -194,15 +206,16 @@ class Server:
             connection = Connection(stream, stall, head, unread)
         else:
             connection = SecureConnection(stream, self._certificates.context(), stall, head)
-        self._connections.add(connection)
+        self._connections[connection] = scope = trio.CancelScope()
         CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
         try:
-            await _ConnectionServer(self._app, self._config, self._context, self._state, cast("Any", connection))
+            with scope:
+                await _ConnectionServer(self._app, self._config, self._context, self._state, cast("Any", connection))
         except* Exception:
             log.exception("a connection failed")
         finally:
             connection.abort()
-            self._connections.discard(connection)
+            del self._connections[connection]
             self._one_fewer.set()
 
     async def _cut_off_the_stalled(self) -> None:
@@ -216,9 +229,10 @@ class Server:
     async def _wait_closed(self) -> None:
         """Wait until no connection is left. Those that owe nothing are not waited for: some kinds never end by themselves."""
         while self._connections or not (self._lane is None or self._lane.empty):
-            for connection in list(self._connections):
+            for connection, scope in list(self._connections.items()):
                 if connection.owes_nothing(DRAIN_QUIET_SECONDS):
                     connection.abort()
+                    scope.cancel()  # not all that Hypercorn waits for ends with the socket
             with trio.move_on_after(DRAIN_QUIET_SECONDS / 5):
                 await self._wait_for_one_fewer()
 
