@@ -32,7 +32,7 @@ from proteus_shards.front.connection import CURRENT_CONNECTION
 from proteus_shards.front.counts import OTHER
 from proteus_shards.front.exchange import SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
-from proteus_shards.front.http1 import origin_form
+from proteus_shards.front.heads import origin_form
 from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
@@ -118,6 +118,8 @@ class _Gate:
             return message
 
         async def watched_send(message: Any) -> None:
+            if message["type"] == "http.response.start" and connection is not None:
+                connection.note_answer()
             if is_http_1 and message["type"] == "http.response.start" and has_body:
                 for _ in range(RECEIVE_TICKS):  # a body that has arrived may still wait for the task that reads it
                     if exchange.request_ended:

@@ -8,6 +8,8 @@ Hypercorn takes any stream that looks like trio's. This one adds what Hypercorn 
   by its window too, before a byte of it is sent. So it is noted that answers wait, and `stalled` says when nothing has moved for that time.
 - It closes gently. A server that closes while unread bytes are left (an upload refused with 413) makes the kernel
   reset the connection, and the client may lose the answer that says why. So after its last byte it reads on for a moment, discarding.
+- It has a `Guard` read before Hypercorn does. After a violation Hypercorn gets nothing more to read: what it had is answered, then the client is told
+  with one answer, unless the request that broke the rule has its answer already, and the connection ends.
 - A head that has begun must come to its end within a time. Hypercorn's own read timeout would cut waiting polls as well.
 - It knows whether an exchange is under way, so that a drain need not wait for a connection that owes nothing.
 - `abort` closes at once, from sync code, whatever Hypercorn shields.
@@ -18,15 +20,19 @@ from __future__ import annotations
 import math
 import ssl
 from contextvars import ContextVar
+from email.utils import formatdate
 from typing import TypeAlias
 
 import trio
+
+from proteus_shards.front.guard import Guard
+from proteus_shards.front.heads import Fault, HttpLimits
+from proteus_shards.front.http1 import write_answer
 
 LINGER_SECONDS_MAX = 1.0
 LINGER_BYTES_MAX = 8 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
 RECEIVE_BYTES = 64 * 1024
-HTTP2 = b"PRI * HTTP/2"
 
 Secured: TypeAlias = "trio.SSLStream[trio.SocketStream]"
 
@@ -34,11 +40,17 @@ Secured: TypeAlias = "trio.SSLStream[trio.SocketStream]"
 class Connection(trio.abc.HalfCloseableStream):
     """A socket stream as Hypercorn sees it. `stall_seconds_max`: how long the client may take over 64 KiB of an answer.
 
-    `head_seconds_max`: how long over the head of a request. `unread` are bytes that someone else has read, and that come first.
+    `head_seconds_max`: how long over the head of a request. `unread` are bytes that someone else has read, and that come first. `limits` are those of
+    its guard; without them, it has none.
     """
 
     def __init__(
-        self, stream: trio.SocketStream | Secured, stall_seconds_max: float, head_seconds_max: float = math.inf, unread: bytes = b""
+        self,
+        stream: trio.SocketStream | Secured,
+        stall_seconds_max: float,
+        head_seconds_max: float = math.inf,
+        unread: bytes = b"",
+        limits: HttpLimits | None = None,
     ) -> None:
         # Hypercorn asks it for the addresses
         self.socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
@@ -48,7 +60,11 @@ class Connection(trio.abc.HalfCloseableStream):
         self.quiet_since = trio.current_time()  # when the last one was over
         self._head_seconds_max = head_seconds_max
         self._head_since: float | None = None  # when the first byte came of a request that has not begun
-        self._http2: bool | None = None
+        self._guard = Guard(limits) if limits is not None else None
+        self._begun = 0  # answers
+        self._answered = 0  # requests that are over
+        self._refused = False  # the client was told of a violation: whatever else would be said is not
+        self._refusing: trio.CancelScope | None = None  # waits for the answers before that
         self._sending = 0
         self._in_hand_bytes = 0  # of the piece that is being sent
         self._answers = 0  # that wait to be sent by someone else: those of HTTP/2
@@ -65,9 +81,16 @@ class Connection(trio.abc.HalfCloseableStream):
         self.exchanges += 1
         self._head_since = None
 
+    def note_answer(self) -> None:
+        """Note that the answer to the request that began last is about to be sent."""
+        self._begun += 1
+
     def end_exchange(self) -> None:
         """Note that a request is over."""
         self.exchanges -= 1
+        self._answered += 1
+        if self._refusing is not None and self._guard is not None and self._answered >= self._guard.requests:
+            self._refusing.cancel()
         self.quiet_since = trio.current_time()
 
     def owes_nothing(self, quiet_seconds: float) -> bool:
@@ -96,6 +119,11 @@ class Connection(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send data. Raises `trio.BrokenResourceError` where the client is gone or takes too long."""
+        if self._refused:
+            raise trio.BrokenResourceError("the connection broke a rule, and ends")
+        await self._send(data)
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
         self._sending += 1
         try:
             with memoryview(data) as view:
@@ -127,38 +155,71 @@ class Connection(trio.abc.HalfCloseableStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Return what the client sends next; after the last answer, discard it and return only at its end."""
+        """Return what the client sends next and may; after the last answer, discard it and return only at its end."""
+        if self._reading:
+            await self._ended.wait()
+            return b""
+        self._reading = True
+        try:
+            data = await self._receive_what_may_pass(max_bytes)
+        except BaseException:
+            self._ended.set()
+            raise
+        finally:
+            self._reading = False
+        if not data:
+            self._ended.set()
+        return data
+
+    async def _receive_what_may_pass(self, max_bytes: int | None) -> bytes | bytearray:
+        while not self._finishing:
+            if self._guard is not None and self._guard.fault is not None:
+                await self._refuse(self._guard, self._guard.fault)
+                return b""
+            data = await self._receive_in_time(max_bytes)
+            if not data:
+                return b""
+            if self._guard is not None and not self._finishing:
+                data = self._guard.feed(bytes(data))
+            if data and not self._finishing:
+                return data
+        await self._discard()
+        return b""
+
+    async def _refuse(self, guard: Guard, fault: Fault) -> None:
+        """Let what came before a violation be answered, tell the client of it, and hear it out for a moment."""
+        begun = guard.in_body and self._begun >= guard.requests
+        if (begun or not guard.in_body) and self._answered < guard.requests:
+            with trio.CancelScope() as self._refusing:
+                await self._discard()
+            if not self._refusing.cancelled_caught:
+                return  # the client went meanwhile
+        if not (begun or self._finishing or self.broken):
+            self._refused = True
+            await self._send(write_answer(fault.problem.answer(), formatdate(usegmt=True).encode(), keep_alive=False, http10=False))
+        self._refused = True
+        with trio.move_on_after(LINGER_SECONDS_MAX):
+            await self.send_eof()
+            await self._discard()
+
+    async def _discard(self) -> None:
+        """Read and forget until the client ends its side, or sends too much."""
+        discarded = 0
+        while discarded <= LINGER_BYTES_MAX:
+            data = await self._receive_in_time(RECEIVE_BYTES)
+            if not data:
+                return
+            discarded += len(data)
+
+    async def _receive_in_time(self, max_bytes: int | None) -> bytes | bytearray:
         if self._unread:
             await trio.lowlevel.checkpoint()
             first = self._unread[:max_bytes]
             self._unread = self._unread[len(first) :]
             self._note_bytes(first)
             return first
-        if self._reading:
-            await self._ended.wait()
-            return b""
-        self._reading = True
-        discarded = 0
-        data: bytes | bytearray = b""
-        try:
-            while True:
-                data = await self._receive_in_time(max_bytes)
-                discarded += len(data)
-                if not data or not self._finishing or discarded > LINGER_BYTES_MAX:
-                    break
-        except BaseException:
-            self._ended.set()
-            raise
-        finally:
-            self._reading = False
-        if not data or self._finishing:
-            self._ended.set()
-            return b""
-        return data
-
-    async def _receive_in_time(self, max_bytes: int | None) -> bytes | bytearray:
         while True:
-            since = self._head_since if not self._http2 else None
+            since = None if self._guard is not None and self._guard.http2 else self._head_since
             with trio.move_on_at(math.inf if since is None else since + self._head_seconds_max):
                 try:
                     data = await self._stream.receive_some(max_bytes)
@@ -172,8 +233,6 @@ class Connection(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError("the head of a request did not come in time")
 
     def _note_bytes(self, data: bytes | bytearray) -> None:
-        if self._http2 is None:
-            self._http2 = data.startswith(HTTP2)
         if data and not self.exchanges and self._head_since is None and not self._finishing:
             self._head_since = trio.current_time()
 
@@ -206,9 +265,16 @@ class SecureConnection(Connection):
     All that is counted and timed is counted above TLS, in the bytes of HTTP: a piece counts as sent once the socket took all of it encrypted.
     """
 
-    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, stall_seconds_max: float, head_seconds_max: float) -> None:
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        context: ssl.SSLContext,
+        stall_seconds_max: float,
+        head_seconds_max: float,
+        limits: HttpLimits | None = None,
+    ) -> None:
         self._secured: Secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-        super().__init__(self._secured, stall_seconds_max, head_seconds_max)
+        super().__init__(self._secured, stall_seconds_max, head_seconds_max, limits=limits)
         self.transport_stream = stream
 
     async def do_handshake(self) -> None:
@@ -217,6 +283,8 @@ class SecureConnection(Connection):
             await self._secured.do_handshake()
         except trio.ClosedResourceError as error:  # it was aborted, by a drain say
             raise trio.BrokenResourceError("the connection was aborted in its handshake") from error
+        if self._guard is not None and self.selected_alpn_protocol() == "h2":
+            self._guard.http2 = True
 
     def selected_alpn_protocol(self) -> str:
         """Return the protocol that the handshake has chosen: h2 or http/1.1."""

@@ -1,14 +1,9 @@
 """HTTP/1.1 for the fast lane, without any I/O: bytes in, requests out, answers to bytes.
 
-`RequestReader` is fed what a connection sends and gives back whole requests, in order. It is strict where parsers have been known to disagree,
-because a proxy in front may read the same bytes: whatever is malformed, ambiguous or over a limit becomes one `Fault`, after
-which the connection says no more. httptools (llhttp) parses each head and refuses most of that; what it lets pass (a second or a missing
-Host, HTTP/2.0 in a request line, Transfer-Encoding in HTTP/1.0, a fragment, a target of another host, white space in the
-request line) is refused here. Framing is done here too, since only who knows where a request begins can hand the connection over:
+`RequestReader` is fed what a connection sends and gives back whole requests, in order. What it accepts is decided in `heads`. Framing is done here,
+since only who knows where a request begins can hand the connection over:
 
-- A head is fed to the parser only once its last byte has come. Most arrive in one piece, so nothing is scanned twice.
-- Bodies with a length are cut out, chunked ones decoded by the letter: chunk extensions and trailers are refused, as no
-  client of this API has a reason to send them, and many attacks have.
+- A head is parsed only once its last byte has come. Most arrive in one piece, so nothing is scanned twice.
 - A request that the lane does not serve, or whose body is to be read as it comes (NDJSON), becomes a `Handover` with all bytes from its first one on. Nothing is served after it.
 
 Limits: head bytes and fields (431), target (414), body (413). The reader holds at most a head, or a body within its limit.
@@ -16,39 +11,21 @@ Limits: head bytes and fields (431), target (414), body (413). The reader holds 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
 from typing import TypeAlias
 
-import httptools
 import msgspec
 
-from proteus_shards.front.answers import Answer, Problem, phrase_of
+from proteus_shards.front.answers import Answer, phrase_of
 from proteus_shards.front.bodies import too_large
+from proteus_shards.front.heads import PREFACE, ChunkedBody, Fault, HttpLimits, look_at_beginning, parse_head
 
-PREFACE = b"PRI * HTTP/2.0\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-CHUNK_HEAD_BYTES_MAX = 16
-NDJSON = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"})
 KNOWN_HEADS_MAX = 1024
 KNOWN_BYTES_MAX = 1024
-
-_REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [^ \t]+ HTTP/1\.[01]\r\n")
-_ORIGIN = re.compile(rb"(?i:https?)://([^/?#]*)(.*)")
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
-_LENGTH = re.compile(rb"[0-9]{1,15}")
-
-
-class HttpLimits(msgspec.Struct, frozen=True):
-    """The limits of one request; each is a setting of the same name."""
-
-    header_bytes_max: int
-    headers_max: int
-    url_bytes_max: int
-    body_size_max: int
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -61,12 +38,6 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     content_encoding: str | None
     keep_alive: bool
     http10: bool
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """The connection broke a rule: answer with the problem and close."""
-
-    problem: Problem
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -102,24 +73,6 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
 KnownHeads: TypeAlias = dict[bytes, _Head]
 
 
-class _Fields:
-    """Collects what httptools reports of one head."""
-
-    __slots__ = ("fields", "url")
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.fields: list[tuple[bytes, bytes]] = []
-
-    def on_url(self, url: bytes) -> None:
-        """Take (a part of) the target."""
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one field."""
-        self.fields.append((name, value))
-
-
 class RequestReader:
     """Reads the requests of one connection. `serves` says of a method and a raw path whether the lane answers it.
 
@@ -134,8 +87,8 @@ class RequestReader:
         self._buffer = b""
         self._head: _Head | None = None
         self._body = bytearray()
-        self._body_left = 0  # of the body, or of the current chunk and its line end
-        self._chunk_end = False
+        self._body_left = 0
+        self._chunks: ChunkedBody | None = None
         self._told = False
         self._first = True
         self._over = False
@@ -157,7 +110,7 @@ class RequestReader:
             if item is not None:
                 self._over = not isinstance(item, Need)
                 return item
-        item = self._read_chunks() if self._head is not None and self._head.length < 0 else self._read_body()
+        item = self._read_body() if self._chunks is None else self._read_chunks(self._chunks)
         self._over = isinstance(item, Fault)
         return item
 
@@ -169,118 +122,36 @@ class RequestReader:
         if not buffer:
             return Need.NOTHING
         end = buffer.find(b"\r\n\r\n") + 4
-        limits = self._limits
         if end < 4:
-            if self._first and PREFACE.startswith(buffer[: len(PREFACE)]):
-                return Need.HEAD
-            return self._look_at_beginning(buffer)
-        if end > limits.header_bytes_max:
-            return _fault(431, f"the head of the request is larger than {limits.header_bytes_max} bytes (header_bytes_max)")
+            may_be_http2 = self._first and PREFACE.startswith(buffer[: len(PREFACE)])
+            return Need.HEAD if may_be_http2 else look_at_beginning(buffer, self._limits) or Need.HEAD
         if self._first and buffer.startswith(PREFACE):
             return Handover(buffer)
         self._first = False
         raw = buffer[:end]
         head = self._known.get(raw)
         if head is None:
-            parsed = self._parse(raw)
-            if not isinstance(parsed, _Head):
+            parsed = parse_head(raw, self._limits)
+            if isinstance(parsed, Fault):
                 return parsed
-            if not self._serves(parsed.method, parsed.path):
+            path, _, query = parsed.target.partition(b"?")
+            if parsed.ndjson or not self._serves(parsed.method, path):
                 return Handover(buffer)
-            head = parsed
+            head = _Head(
+                parsed.method, path, query, parsed.length, parsed.content_encoding, parsed.keep_alive, parsed.http10, parsed.expects
+            )
             if end <= KNOWN_BYTES_MAX:
                 if len(self._known) >= KNOWN_HEADS_MAX:
                     self._known.clear()
                 self._known[raw] = head
-        if head.length > limits.body_size_max:
-            return Fault(too_large(limits.body_size_max))
+        if head.length > self._limits.body_size_max:
+            return Fault(too_large(self._limits.body_size_max))
         self._buffer = buffer[end:]
         self._head = head
         self._body_left = max(0, head.length)
+        self._chunks = ChunkedBody() if head.length < 0 else None
         self._told = not head.expects
         return None
-
-    def _look_at_beginning(self, buffer: bytes) -> Item:
-        """Refuse a head that can't come right any more before it is whole."""
-        limits = self._limits
-        line_end = buffer.find(b"\n")
-        if line_end >= 0 and _REQUEST_LINE.match(buffer) is None and not (self._first and buffer.startswith(PREFACE)):
-            return _fault(400, "the request line is malformed")
-        if (line_end if line_end >= 0 else len(buffer)) > limits.url_bytes_max + 32:
-            return _fault(414, f"the target of the request is longer than {limits.url_bytes_max} bytes (url_bytes_max)")
-        if len(buffer) > limits.header_bytes_max:
-            return _fault(431, f"the head of the request is larger than {limits.header_bytes_max} bytes (header_bytes_max)")
-        if b"\n\n" in buffer or b"\x00" in buffer:
-            return _fault(400, "the head of the request is malformed")
-        return Need.HEAD
-
-    def _parse(self, raw: bytes) -> _Head | Fault | Handover:
-        if _REQUEST_LINE.match(raw) is None:
-            return _fault(400, "the request line is malformed")
-        seen = _Fields()
-        parser = httptools.HttpRequestParser(seen)
-        upgrade = False
-        try:
-            parser.feed_data(raw)
-        except httptools.HttpParserUpgrade:
-            upgrade = True
-        except httptools.HttpParserError as error:
-            return _fault(400, f"the head of the request is malformed: {error}")
-        method = parser.get_method().decode("ascii")
-        if method == "CONNECT":
-            return _fault(405, "this server is no proxy")
-        limits = self._limits
-        if len(seen.fields) > limits.headers_max:
-            return _fault(431, f"the request has more than {limits.headers_max} header fields (headers_max)")
-        if len(seen.url) > limits.url_bytes_max:
-            return _fault(414, f"the target of the request is longer than {limits.url_bytes_max} bytes (url_bytes_max)")
-        return self._understand(method, seen, http10=raw[: raw.index(b"\r\n")].endswith(b"1.0"), upgrade=upgrade)
-
-    def _understand(self, method: str, seen: _Fields, *, http10: bool, upgrade: bool) -> _Head | Fault | Handover:
-        length, chunked, hosts = 0, False, 0
-        host = connection = b""
-        encoding: str | None = None
-        expects = False
-        for name, value in seen.fields:
-            match name.lower():
-                case b"host":
-                    host, hosts = value, hosts + 1
-                case b"content-length":
-                    if _LENGTH.fullmatch(value) is None:
-                        return _fault(400, "content-length: must be a number of bytes")
-                    length = int(value)
-                case b"transfer-encoding":
-                    if http10 or value.lower() != b"chunked":
-                        return _fault(400, "transfer-encoding: must be chunked, and not in HTTP/1.0")
-                    chunked = True
-                case b"connection":
-                    connection += b"," + value.lower()
-                case b"content-type" if is_ndjson(value):
-                    return Handover(self._buffer)
-                case b"content-encoding":
-                    encoding = value.decode("latin-1") if encoding is None else f"{encoding}, {value.decode('latin-1')}"
-                case b"expect":
-                    if value.lower() != b"100-continue":
-                        return _fault(417, "expect: must be 100-continue")
-                    expects = not http10
-        if hosts > 1 or (hosts == 0 and not http10):
-            return _fault(400, "host: must be given exactly once")
-        target = seen.url
-        if not target.startswith(b"/"):
-            if target == b"*":
-                return Handover(self._buffer)
-            relative = origin_form(target, host)
-            if relative is None:
-                return _fault(400, "the target of the request is not on this host")
-            target = relative
-        if b"#" in target:
-            return _fault(400, "the target of the request has a fragment")
-        if upgrade:
-            return Handover(self._buffer)
-        path, _, query = target.partition(b"?")
-        options = {option.strip() for option in connection.split(b",")} if connection else frozenset()
-        keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
-        return _Head(method, path, query, -1 if chunked else length, encoding, keep_alive, http10, expects)
 
     # --- bodies ------------------------------------------------------------------------------------------------
 
@@ -298,49 +169,18 @@ class RequestReader:
                 return self._wait_for_body()
         return self._finish(bytes(self._body))
 
-    def _read_chunks(self) -> Item:
-        at = 0  # how much of the buffer is understood; it is cut once, however many chunks it has
-        buffer = self._buffer
-        while True:
-            if self._body_left:  # data of a chunk
-                piece = buffer[at : at + self._body_left]
-                self._body += piece
-                self._body_left -= len(piece)
-                at += len(piece)
-                if self._body_left:
-                    break
-                self._chunk_end = True
-            elif self._chunk_end:
-                line_end = buffer[at : at + 2]
-                if line_end != b"\r\n":
-                    if not b"\r\n".startswith(line_end):
-                        return _fault(400, "a chunk of the body is malformed")
-                    break
-                at += 2
-                self._chunk_end = False
-            else:
-                end = buffer.find(b"\r\n", at, at + CHUNK_HEAD_BYTES_MAX)
-                if end < 0:
-                    if not _may_become_size(buffer[at : at + CHUNK_HEAD_BYTES_MAX]):
-                        return _fault(400, "a chunk of the body is malformed")
-                    break
-                if _CHUNK_SIZE.fullmatch(buffer, at, end) is None:
-                    return _fault(400, "a chunk of the body is malformed, or has extensions")
-                size = int(buffer[at:end], 16)
-                if size == 0:
-                    trailer = buffer[end + 2 : end + 4]
-                    if trailer == b"\r\n":
-                        self._buffer = buffer[end + 4 :]
-                        return self._finish(bytes(self._body))
-                    if not b"\r\n".startswith(trailer):
-                        return _fault(400, "the body has trailer fields")
-                    break  # the last chunk is read again, with what follows it
-                if len(self._body) + size > self._limits.body_size_max:
-                    return Fault(too_large(self._limits.body_size_max))
-                at = end + 2
-                self._body_left = size
-        self._buffer = buffer[at:]
-        return self._wait_for_body()
+    def _read_chunks(self, chunks: ChunkedBody) -> Item:
+        body_size_max = self._limits.body_size_max
+        read = chunks.read(self._buffer, body_size_max - len(self._body) - chunks.left)
+        if read is None:
+            return Fault(too_large(body_size_max))
+        if isinstance(read, Fault):
+            return read
+        pieces, used = read
+        for piece in pieces:
+            self._body += piece
+        self._buffer = self._buffer[used:]
+        return self._finish(bytes(self._body)) if chunks.ended else self._wait_for_body()
 
     def _wait_for_body(self) -> Need:
         if not self._told and not self._body and not self._buffer:
@@ -352,32 +192,10 @@ class RequestReader:
         head = self._head
         assert head is not None
         self._head = None
-        self._chunk_end = False
+        self._chunks = None
         if self._body:
             self._body = bytearray()
         return Request(head.method, head.path, head.query, body, head.content_encoding, head.keep_alive, head.http10)
-
-
-def origin_form(target: bytes, host: bytes) -> bytes | None:
-    """Return what an absolute target (RFC 9112 §3.2.2) says of path and query, or None where it is none, or of another host than Host says."""
-    absolute = _ORIGIN.fullmatch(target)
-    if absolute is None or _without_port(absolute[1]) != _without_port(host):
-        return None
-    return absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
-
-
-def _without_port(authority: bytes) -> bytes:
-    return authority.lower().removesuffix(b":80")
-
-
-def _may_become_size(head: bytes) -> bool:
-    """Say whether this may be the beginning of a chunk's size and its line end."""
-    digits = head.removesuffix(b"\r")
-    return len(head) < CHUNK_HEAD_BYTES_MAX and head != b"\r" and (not digits or _CHUNK_SIZE.fullmatch(digits) is not None)
-
-
-def _fault(status: int, detail: str) -> Fault:
-    return Fault(Problem(status=status, detail=detail))
 
 
 # --- answers ---------------------------------------------------------------------------------------------------
@@ -421,11 +239,6 @@ class AnswerWriter:
         if data is None:
             data = self._common[answer.status] = write_answer(answer, self._date, keep_alive=True, http10=False)
         return data
-
-
-def is_ndjson(content_type: bytes) -> bool:
-    """Say whether a body of this type comes line by line, without an end that is known."""
-    return content_type.partition(b";")[0].strip().lower() in NDJSON
 
 
 def serves_among(routes: Collection[tuple[str, bytes]]) -> Serves:

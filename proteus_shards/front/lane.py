@@ -1,7 +1,7 @@
 """The fast lane: HTTP/1.1 for the hot job routes, an order of magnitude faster than the full stack beside it.
 
 The lane owns the listening socket and every plaintext connection until it meets a request that it does not serve: another route, an HTTP/2
-preface, an upgrade. Then the connection, with all bytes from that request on, is handed to Hypercorn for good. What a call means
+preface. Then the connection, with all bytes from that request on, is handed to Hypercorn for good. What a call means
 is not decided here: `operations` says it for the lane and for Quart alike.
 
 **One task for all sockets.** A trio task per connection would cost more than parsing and answering. So one task waits for an epoll
@@ -41,12 +41,11 @@ from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.caller import Caller, LaneStatistics, Slot
 from proteus_shards.front.faults import log_fault
+from proteus_shards.front.heads import Fault, limits_of
 from proteus_shards.front.http1 import (
     CONTINUE,
     AnswerWriter,
-    Fault,
     Handover,
-    HttpLimits,
     KnownHeads,
     Need,
     Request,
@@ -88,7 +87,7 @@ class Lane:
         self._router = router
         self._settings = settings
         self._hand_over = hand_over
-        self._limits = HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_size_max)
+        self._limits = limits_of(settings)
         self._known_heads: KnownHeads = {}
         self._poller = make_poller()
         self._clients: dict[int, Caller] = {}

@@ -34,7 +34,7 @@ from proteus_shards.core.commands import Done, Enqueue, Outcome, Reason, Refused
 from proteus_shards.front.answers import Answer, Problem, fault
 from proteus_shards.front.batches import Tally, line_too_long
 from proteus_shards.front.bodies import Unpacker, unpacker_of
-from proteus_shards.front.http1 import is_ndjson
+from proteus_shards.front.heads import is_ndjson
 from proteus_shards.front.job_bodies import read_job
 from proteus_shards.front.operations import PREFIXES
 from proteus_shards.front.queries import parse_query

@@ -32,6 +32,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Sample
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
+from proteus_shards.front.heads import limits_of
 from proteus_shards.front.http2 import TolerantH2Protocol
 from proteus_shards.front.http11 import EndingH11Protocol
 from proteus_shards.front.lane import Lane
@@ -54,6 +55,7 @@ def hypercorn_config(settings: Settings) -> Config:
     config.accesslog = None
     config.errorlog = logging.getLogger("proteus_shards.front.hypercorn")
     config.include_server_header = False
+    config.keep_alive_max_requests = settings.connection_requests_max
     config.keep_alive_timeout = settings.connection_idle_seconds_max
     config.graceful_timeout = settings.drain_seconds_max
     config.ssl_handshake_timeout = settings.header_seconds_max
@@ -96,6 +98,7 @@ class Server:
         self._router = router
         self._certificates = Certificates(settings) if settings.tls_cert else None
         self._config = hypercorn_config(settings)
+        self._limits = limits_of(settings)
         assert vars(hypercorn.protocol)["H2Protocol"] is TolerantH2Protocol
         assert vars(hypercorn.protocol)["H11Protocol"] is EndingH11Protocol
         self._app = ASGIWrapper(app)
@@ -203,9 +206,9 @@ class Server:
         """Serve one connection until its end, with bytes that were read from it before. Raises nothing."""
         stall, head = self._settings.request_seconds_max, self._settings.header_seconds_max
         if self._certificates is None:
-            connection = Connection(stream, stall, head, unread)
+            connection = Connection(stream, stall, head, unread, self._limits)
         else:
-            connection = SecureConnection(stream, self._certificates.context(), stall, head)
+            connection = SecureConnection(stream, self._certificates.context(), stall, head, self._limits)
         self._connections[connection] = scope = trio.CancelScope()
         CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
         try:

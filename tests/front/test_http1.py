@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proteus_shards.front.answers import Answer
+from proteus_shards.front.heads import Fault, HttpLimits
 from proteus_shards.front.http1 import (
     KNOWN_HEADS_MAX,
-    Fault,
     Handover,
-    HttpLimits,
     Item,
     KnownHeads,
     Need,
@@ -173,7 +172,6 @@ def test_what_stands_before_a_malformed_request_is_served(name: str) -> None:
         b"GET / HTTP/1.1\r\n" + HOST + b"\r\n",
         b"HEAD /next HTTP/1.1\r\n" + HOST + b"\r\n",
         b"POST /v1/%65nqueue HTTP/1.1\r\n" + HOST + b"Content-Length: 0\r\n\r\n",
-        b"GET /next HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n",
         b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n",
     ],
 )

@@ -17,7 +17,7 @@ from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Done, Enqueue, Outcome, Reason, Refused
 from proteus_shards.front.answers import Problem
 from proteus_shards.front.bodies import GZIP_MEMBERS_MAX, PIECE_BYTES, Unpacker, unpacker_of
-from proteus_shards.front.http1 import is_ndjson
+from proteus_shards.front.heads import is_ndjson
 from proteus_shards.front.ndjson import HELD_BYTES_MAX, LINE_BYTES, STEP_BYTES, LineReader, comes_in_lines, enqueue_as_it_comes
 from proteus_shards.front.router import Router
 from tests.front.asking import job_body
