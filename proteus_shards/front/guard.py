@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from proteus_shards.front.heads import PREFACE, ChunkedBody, Fault, Head, HttpLimits, look_at_beginning, parse_head
 
-PREFACE_WHOLE = PREFACE + b"\r\nSM\r\n\r\n"
-
 _NOT_PASSED_ON = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -52,8 +50,8 @@ class Guard:
 
     def _read_head(self) -> bytes:
         buffer = self._buffer
-        if self._first and PREFACE_WHOLE.startswith(buffer[: len(PREFACE_WHOLE)]):
-            if len(buffer) < len(PREFACE_WHOLE):
+        if self._first and PREFACE.startswith(buffer[: len(PREFACE)]):
+            if len(buffer) < len(PREFACE):
                 return b""
             self.http2 = True
             self._buffer = b""

@@ -25,7 +25,7 @@ import msgspec
 from proteus_shards.config import Settings
 from proteus_shards.front.answers import Problem
 
-PREFACE = b"PRI * HTTP/2.0\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # all of it: with less, it is no HTTP/2
 CHUNK_HEAD_BYTES_MAX = 16
 NDJSON = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"})
 
@@ -94,10 +94,10 @@ class _Fields:
 def look_at_beginning(buffer: bytes, limits: HttpLimits) -> Fault | None:
     """Refuse the beginning of a head that can't come right any more."""
     line_end = buffer.find(b"\n")
-    if line_end >= 0 and _REQUEST_LINE.match(buffer) is None:
-        return refuse(400, "the request line is malformed")
     if (line_end if line_end >= 0 else len(buffer)) > limits.url_bytes_max + 32:
         return refuse(414, f"the target of the request is longer than {limits.url_bytes_max} bytes (url_bytes_max)")
+    if line_end >= 0 and _REQUEST_LINE.match(buffer) is None:
+        return refuse(400, "the request line is malformed")
     if len(buffer) > limits.header_bytes_max:
         return refuse(431, f"the head of the request is larger than {limits.header_bytes_max} bytes (header_bytes_max)")
     if b"\n\n" in buffer or b"\x00" in buffer:
@@ -107,10 +107,10 @@ def look_at_beginning(buffer: bytes, limits: HttpLimits) -> Fault | None:
 
 def parse_head(raw: bytes, limits: HttpLimits) -> Head | Fault:
     """Parse a whole head, its empty line included."""
-    if len(raw) > limits.header_bytes_max:
-        return refuse(431, f"the head of the request is larger than {limits.header_bytes_max} bytes (header_bytes_max)")
-    if _REQUEST_LINE.match(raw) is None:
-        return refuse(400, "the request line is malformed")
+    if len(raw) > limits.header_bytes_max or _REQUEST_LINE.match(raw) is None:  # told as if it had come byte by byte
+        wrong = look_at_beginning(raw[: limits.header_bytes_max], limits) or look_at_beginning(raw, limits)
+        assert wrong is not None
+        return wrong
     seen = _Fields()
     parser = httptools.HttpRequestParser(seen)
     try:

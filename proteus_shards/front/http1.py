@@ -121,12 +121,11 @@ class RequestReader:
         buffer = self._buffer
         if not buffer:
             return Need.NOTHING
+        if self._first and PREFACE.startswith(buffer[: len(PREFACE)]):
+            return Handover(buffer) if len(buffer) >= len(PREFACE) else Need.HEAD
         end = buffer.find(b"\r\n\r\n") + 4
         if end < 4:
-            may_be_http2 = self._first and PREFACE.startswith(buffer[: len(PREFACE)])
-            return Need.HEAD if may_be_http2 else look_at_beginning(buffer, self._limits) or Need.HEAD
-        if self._first and buffer.startswith(PREFACE):
-            return Handover(buffer)
+            return look_at_beginning(buffer, self._limits) or Need.HEAD
         self._first = False
         raw = buffer[:end]
         head = self._known.get(raw)
