@@ -85,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connections_max: _Count = 20_000
     connection_requests_max: _Count = 1_000_000
     connection_pipeline_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    http2_streams_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    http2_control_frames_max: Annotated[int, msgspec.Meta(ge=10, le=100_000)] = 1000
     link_requests_max: _Count = 8192
     link_bytes_max: _Count = 256 * MIB
     shard_pending_max: _Count = 16384
@@ -132,6 +134,9 @@ SETTINGS_HELP: dict[str, str] = {
     "connections_max": "most connections of one front; beyond it they wait to be accepted",
     "connection_requests_max": "requests on one connection, after which it is closed",
     "connection_pipeline_max": "requests that one connection may send ahead of their answers; more are not read until then",
+    "http2_streams_max": "requests under way at once on one HTTP/2 connection; beyond it the connection is ended",
+    "http2_control_frames_max": "most frames of one HTTP/2 connection within ten seconds that carry nothing: resets, pings, settings and the like; beyond it the "
+    "connection is ended",
     "link_requests_max": "most requests of one front under way at one shard; beyond it 429",
     "link_bytes_max": "most bytes of one front's requests that wait to be sent to one shard; beyond it 429",
     "shard_pending_max": "most requests that wait for a commit in one shard; beyond it 429",

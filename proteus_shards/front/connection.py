@@ -107,9 +107,13 @@ class Connection(trio.abc.HalfCloseableStream):
         """Note that it was sent, or never will be."""
         self._answers -= 1
 
+    def note_progress(self) -> None:
+        """Note that a piece of one of these answers was taken. A client that only keeps the connection busy makes none."""
+        self._moved_at = trio.current_time()
+
     @property
     def stalled(self) -> bool:
-        """Whether answers wait and the client has taken nothing at all for too long."""
+        """Whether answers wait and the client has taken nothing of them for too long."""
         return self._answers > 0 and trio.current_time() - self._moved_at >= self._stall_seconds_max
 
     @property
@@ -148,7 +152,6 @@ class Connection(trio.abc.HalfCloseableStream):
         finally:
             self._in_hand_bytes = 0
         self.sent_bytes += len(piece)
-        self._moved_at = trio.current_time()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket takes bytes."""

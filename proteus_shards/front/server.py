@@ -33,7 +33,7 @@ from proteus_shards.config import Settings
 from proteus_shards.core.commands import Sample
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
 from proteus_shards.front.heads import limits_of
-from proteus_shards.front.http2 import TolerantH2Protocol
+from proteus_shards.front.http2 import FrontConfig, GuardedH2Protocol
 from proteus_shards.front.http11 import EndingH11Protocol
 from proteus_shards.front.lane import Lane
 from proteus_shards.front.router import Router
@@ -51,7 +51,7 @@ log = logging.getLogger("proteus_shards.front")
 
 def hypercorn_config(settings: Settings) -> Config:
     """Return Hypercorn's settings."""
-    config = Config()
+    config = FrontConfig()
     config.accesslog = None
     config.errorlog = logging.getLogger("proteus_shards.front.hypercorn")
     config.include_server_header = False
@@ -60,6 +60,8 @@ def hypercorn_config(settings: Settings) -> Config:
     config.graceful_timeout = settings.drain_seconds_max
     config.ssl_handshake_timeout = settings.header_seconds_max
     config.h11_max_incomplete_size = settings.header_bytes_max
+    config.h2_max_concurrent_streams = settings.http2_streams_max
+    config.http2_control_frames_max = settings.http2_control_frames_max
     config.h2_max_header_list_size = settings.header_bytes_max
     return config
 
@@ -99,7 +101,7 @@ class Server:
         self._certificates = Certificates(settings) if settings.tls_cert else None
         self._config = hypercorn_config(settings)
         self._limits = limits_of(settings)
-        assert vars(hypercorn.protocol)["H2Protocol"] is TolerantH2Protocol
+        assert vars(hypercorn.protocol)["H2Protocol"] is GuardedH2Protocol
         assert vars(hypercorn.protocol)["H11Protocol"] is EndingH11Protocol
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
