@@ -133,18 +133,14 @@ class _Gate:
 
         path = _path_of(scope)
         count = self._counts.get((scope["method"], path or ""), self._no_route)
-        broken = _broken_rule(scope, self._settings)
+        broken = _broken_rule(scope, path, self._settings)
         connection = CURRENT_CONNECTION.get()
         if connection is not None:
             connection.begin_exchange()
         try:
             if broken is not None:
                 await _send(watched_send, broken.answer())
-            elif path is None:
-                await _send(watched_send, Problem(status=400, detail="the target of the request is not on this host").answer())
-            elif path.startswith("//"):  # Werkzeug would take it for a path with one slash
-                await _send(watched_send, _NOTHING_HERE.answer())
-            elif comes_in_lines(scope, path):
+            elif comes_in_lines(scope, path or ""):
                 answer = await enqueue_as_it_comes(scope, watched_receive, self._router, self._settings)
                 if answer is not None:
                     await read_rest(watched_receive, lambda: exchange.request_ended, self._settings)
@@ -161,7 +157,7 @@ class _Gate:
                 connection.end_exchange()
 
 
-def _broken_rule(scope: Any, settings: Settings) -> Problem | None:
+def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem | None:
     """Say what Hypercorn lets pass and the fast lane does not, as far as it can still be seen here."""
     if len(scope["headers"]) > settings.headers_max:
         return Problem(status=431, detail=f"the request has more than {settings.headers_max} header fields (headers_max)")
@@ -171,6 +167,10 @@ def _broken_rule(scope: Any, settings: Settings) -> Problem | None:
     names = [name for name, _ in scope["headers"]]
     if scope["http_version"].startswith("1") and b"transfer-encoding" in names and b"content-length" in names:
         return Problem(status=400, detail="content-length and transfer-encoding exclude each other", headers=(("connection", "close"),))
+    if target is None:
+        return Problem(status=400, detail="the target of the request is not on this host")
+    if target.startswith("//"):  # Werkzeug would take it for a path with one slash
+        return _NOTHING_HERE
     return None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import h11
 import hypercorn.protocol
-from hypercorn.events import Updated
+from hypercorn.events import Closed, Updated
 from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
 
@@ -29,9 +29,13 @@ class EndingH11Protocol(H11Protocol):
     async def _maybe_recycle(self) -> None:
         if self.connection.our_state is h11.DONE and self.connection.their_state is h11.DONE:
             await self._close_stream()
-            self.connection.start_next_cycle()
-            await self.can_read.set()
-            await self.send(Updated(idle=True))
+            try:
+                self.connection.start_next_cycle()
+            except h11.LocalProtocolError:  # the client has ended meanwhile
+                await self.send(Closed())
+            else:
+                await self.can_read.set()
+                await self.send(Updated(idle=True))
         else:
             await super()._maybe_recycle()
 
