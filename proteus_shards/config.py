@@ -105,7 +105,8 @@ SETTINGS_HELP: dict[str, str] = {
     "port": "port to listen on; 0 takes a free one",
     "shards": "shard processes",
     "fronts": "HTTP front processes that share the port",
-    "store": "where persist_data jobs are kept: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER or memory: (nothing is kept)",
+    "store": "where persist_data jobs are kept: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER, postgres://USER@HOST/DATABASE, "
+    "redis://HOST:PORT/NUMBER, dynamodb://TABLE or memory: (nothing is kept)",
     "require_durability": "what an acknowledged persist_data job must survive, from nothing (memory) over the end of any process and a loss of power "
     "(machine) to the loss of a store node; a store that promises less is refused",
     "tls_cert": "PEM file with the server's certificate chain: the port then speaks HTTPS, and nothing else. Read again when it changes",

@@ -20,6 +20,7 @@ import proteus_shards
 from proteus_shards.config import MIB, load_settings, settings_table
 from proteus_shards.core.model import Status
 from proteus_shards.core.queue import TRANSITIONS
+from proteus_shards.errors import SettingError
 from proteus_shards.front.operations import OPERATIONS
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.postgres_url import PostgresUrl
@@ -130,6 +131,33 @@ def test_the_stores_of_the_table_are_stores() -> None:
     urls = [row[1].strip("`") for row in rows_after("| Store | `--store` | An acknowledged job survives | Needs |")]
 
     assert {type(read_url(url)) for url in urls} == {MemoryUrl, SqliteUrl, PostgresUrl, RedisUrl, DynamodbUrl}
+
+
+def test_the_options_of_the_stores_are_options() -> None:
+    """Each that is named is one that the URL of its store takes: what is refused is its value at most."""
+    places = {
+        "SQLite": ["sqlite:///x"],
+        "Postgres": ["postgres://u@h/d"],
+        "Redis": ["rediss://h", "redis:///0"],
+        "DynamoDB": ["dynamodb://table"],
+    }
+    unknown = [
+        f"{store}: {option}"
+        for store, options in rows_after("| Store | Options of the URL |")
+        for option in re.findall(r"`(\w+)`", options)
+        if all("has no option" in refusal_of(f"{place}?{option}=1") for place in places[store])
+    ]
+
+    assert unknown == []
+
+
+def refusal_of(url: str) -> str:
+    """Return why a store URL is refused, if it is."""
+    try:
+        read_url(url)
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
 def test_the_walk_prints_what_the_readme_says(server: Server) -> None:
