@@ -5,12 +5,16 @@ and a number. It writes them to a file in the private folder of the server about
 file ends. **What is shown is in the file**: a process writes before it answers a scrape. So a counter that anyone has seen never goes back, whatever
 kills the process; the last second of counts that nobody has seen may be lost.
 
+A front runs beside its successor while that takes its place. So it has two files, and takes the one that is free; both count for ever, and gauges
+are told by the one that stays.
+
 The file is replaced by a rename, so that a reader finds it whole or finds the one before. It is not synced: when the machine goes down
 the folder goes with it, and all counters begin at 0, which Prometheus understands.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import resource
@@ -124,14 +128,15 @@ METRICS: dict[str, Metric] = {
 }
 
 _GOING_ON = frozenset(name for name, metric in METRICS.items() if metric.kind != "gauge")
+_locks: list[int] = []  # descriptors, open as long as this process runs
 _decoder = msgspec.msgpack.Decoder(list[Sample])
 
 
 class Tally:
-    """The file of one process, and what it knows of itself. Without a `run_dir` nothing is kept."""
+    """The file of one process, and what it knows of itself. Without a `run_dir` nothing is kept. The file is called like the process, or as it is told."""
 
-    def __init__(self, run_dir: str | None, process: str) -> None:
-        self._path = tally_path(run_dir, process) if run_dir is not None else None
+    def __init__(self, run_dir: str | None, process: str, file: str | None = None) -> None:
+        self._path = tally_path(run_dir, file or process) if run_dir is not None else None
         self._process = process
         self._before: dict[tuple[str, ...], float | list[float]] = {}
         self._complained = False
@@ -148,19 +153,29 @@ class Tally:
             self._lags_until = time.monotonic() + LAG_SECONDS
         self._lags[0] = max(self._lags[0], seconds)
 
-    def keep(self, samples: list[Sample]) -> list[Sample]:
-        """Add what an earlier process had counted and what there is to know of this one, write it all to the file, and return it."""
+    def keep(self, samples: list[Sample], *, leaving: bool = False) -> list[Sample]:
+        """Add what an earlier process had counted and what there is to know of this one, write it all to the file, and return it.
+
+        A process that is `leaving` tells of what it has counted only: its successor tells how things are.
+        """
         own: list[Sample] = [
             ("proteus_process_cpu_seconds_total", [self._process], time.process_time()),
             ("proteus_process_resident_bytes", [self._process], float(resident_bytes())),
             ("proteus_event_loop_lag_seconds", [self._process], max(self._lags)),
         ]
+        if leaving:
+            samples, own = counters_of(samples), counters_of(own)
         before = dict(self._before)
         merged = [(name, labels, plus(value, before.pop((name, *labels), 0))) for name, labels, value in (*samples, *own)]
         merged += [(name, list(labels), value) for (name, *labels), value in before.items()]
         if self._path is not None:
             self._write(self._path, merged)
         return merged
+
+    def clear_gauges(self) -> None:
+        """Leave only counters in the file, if there is one: its process is gone."""
+        if self._path is not None and self._path.exists():
+            self._write(self._path, [(name, list(labels), value) for (name, *labels), value in self._before.items()])
 
     def _write(self, path: Path, samples: list[Sample]) -> None:
         try:
@@ -178,6 +193,36 @@ class Tally:
 def tally_path(run_dir: str, process: str) -> Path:
     """Return the path of a process's file."""
     return Path(run_dir) / f"{process}.tally"
+
+
+def counters_of(samples: list[Sample]) -> list[Sample]:
+    """Return the samples that outlive a process."""
+    return [sample for sample in samples if sample[0] in _GOING_ON]
+
+
+def files_of(process: str) -> tuple[str, str]:
+    """Return the files of a process that runs beside its successor for a while."""
+    return process, f"{process}-beside"
+
+
+def take_file(run_dir: str, process: str) -> str:
+    """Return the first of a process's files that no other has, and have it until this process ends. The free ones keep no gauges."""
+    taken: str | None = None
+    for file in files_of(process):
+        lock = os.open(tally_path(run_dir, file).with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        Tally(run_dir, process, file).clear_gauges()
+        if taken is None:
+            taken = file
+            _locks.append(lock)
+        else:
+            os.close(lock)
+    assert taken is not None, f"{process} runs beside two others"
+    return taken
 
 
 def read_tally(path: Path) -> list[Sample]:

@@ -31,14 +31,15 @@ ALLOWED: dict[str, set[str]] = {
     "shard": {"", "errors", "core", "ipc", "boot", "config", "logs", "store", "tally"},
     "front": {"", "errors", "core", "ipc", "boot", "config", "logs", "tally"},
     "surroundings": {"", "errors", "config"},
-    "supervisor": {"", "errors", "config", "surroundings", "tally"},
+    "child": {"errors", "config", "surroundings"},
+    "supervisor": {"", "errors", "config", "child", "surroundings", "tally"},
     "cli": {"", "errors", "config", "logs", "store.registry", "store.doctor", "store.copy", "supervisor"},
     "__main__": {"cli"},
 }
 
 # library → where it may be imported, as the beginnings of paths inside the package
 HOMES: dict[str, tuple[str, ...]] = {
-    "trio": ("front/", "supervisor.py"),
+    "trio": ("front/", "supervisor.py", "child.py"),
     "quart": ("front/",),
     "quart_trio": ("front/",),
     "hypercorn": ("front/",),

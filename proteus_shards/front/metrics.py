@@ -35,7 +35,7 @@ from proteus_shards.front.counts import problem_samples
 from proteus_shards.front.link import Link
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
-from proteus_shards.tally import METRICS, TICK_SECONDS, WRITE_TICKS, Tally, plus, read_tally, tally_path
+from proteus_shards.tally import METRICS, TICK_SECONDS, WRITE_TICKS, Tally, files_of, plus, read_tally, take_file, tally_path
 
 MEASURE_SECONDS_MAX = 3.0  # for the measures of a shard; then its file must do
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,7 +53,8 @@ class Page:
         self._settings = settings
         self._run_dir = run_dir
         self._front = front
-        self._tally = Tally(run_dir, f"front-{front}")
+        self._file = take_file(run_dir, f"front-{front}") if run_dir is not None else None
+        self._tally = Tally(run_dir, f"front-{front}", self._file)
         self._queues: dict[int, list[QueueMeasure]] = {}  # by shard, as it last said
         self._shown: dict[str, None] = {}
 
@@ -77,8 +78,9 @@ class Page:
             samples.append(("proteus_shard_up", [str(link.shard)], found is not None))
         samples += self.keep()
         for front in range(self._settings.fronts):
-            if front != self._front:
-                samples += self._read(f"front-{front}")
+            for file in files_of(f"front-{front}"):
+                if file != self._file:
+                    samples += self._read(file)
         samples += self._read("supervisor")
         samples += self._queue_samples(samples)
         return generate_latest(_registry_of(samples))
@@ -88,7 +90,7 @@ class Page:
         samples = self._router.counts.samples() + problem_samples() + self._link_samples()
         for tell in self.more:
             samples += tell()
-        return self._tally.keep(samples)
+        return self._tally.keep(samples, leaving=self._router.draining)
 
     async def keep_forever(self) -> None:
         """Look how late the event loop is, and see that what is counted outlives this process."""
