@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
@@ -74,9 +74,20 @@ class Lines:
 
 
 class Child:
-    """One process that should run, under its keeper."""
+    """One process that should run, under its keeper.
 
-    def __init__(self, name: str, command: Sequence[str], boot: ShardBoot | FrontBoot, *, once: bool = False) -> None:
+    `mend` is done before the next start of one that has served and says now that no start would help.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        boot: ShardBoot | FrontBoot,
+        *,
+        once: bool = False,
+        mend: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.name = name
         self.ready = trio.Event()  # it has served (or, with `once`, done its work) at least once
         self.ended = trio.Event()  # its keeper is done: no process is left
@@ -85,6 +96,8 @@ class Child:
         self._command = tuple(command)
         self._boot = boot
         self._once = once
+        self._mend = mend
+        self._to_be_mended = False
         self._stop = trio.Event()
         self._process: trio.Process | None = None
         self._serving_since: float | None = None
@@ -122,8 +135,13 @@ class Child:
                     break
                 delay = backoff.after(served_seconds)
                 log.warning("restarting", extra={"child": self.name, "delay_seconds": delay})
-                with trio.move_on_after(delay):
-                    await self._stop.wait()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cancel_on, self._stop, nursery.cancel_scope)
+                    await trio.sleep(delay)
+                    if self._to_be_mended and self._mend is not None:
+                        self._to_be_mended = False
+                        await self._mend()
+                    nursery.cancel_scope.cancel()
         finally:
             self.ended.set()
 
@@ -235,8 +253,23 @@ class Child:
             log.info("ready", extra={"child": self.name, "detail": word.detail})
             return
         log.error("cannot serve", extra={"child": self.name, "reason": word.detail, "final": word.final})
-        if word.final and not self.ready.is_set():
+        if word.final and self.ready.is_set():
+            self._to_be_mended = True
+        elif word.final:
             self.failure = StartError(word.detail)
+
+
+async def cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
+    """Cancel a scope at an event."""
+    await event.wait()
+    scope.cancel()
+
+
+async def any_of(*events: trio.Event) -> None:
+    """Wait for the first of some events."""
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(cancel_on, event, nursery.cancel_scope)
 
 
 def _word(line: bytes) -> Ready | Failed | Beat | None:

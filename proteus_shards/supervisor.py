@@ -11,23 +11,27 @@ Decisions that may surprise:
 - SIGHUP renews the fronts, one after the other: a successor starts on the same socket, and once it serves the front before ends its connections
   with an answer that says so. Where the successor cannot serve, the front before goes on. Where standard input is a terminal, SIGHUP keeps its
   meaning, which is that the terminal is gone.
+- A shard that has served and cannot any more (its store came back empty, say) has the store prepared once more before its next start: a server that begins
+  anew serves better than one that waits for what is gone. Where the store is another server's by then, it is left alone.
 - During the drain the fronts end first, and shards are still restarted while they do: requests under way may need them.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 import trio
 
-from proteus_shards.child import Child, ChildStatistics
+from proteus_shards.child import Child, ChildStatistics, any_of, cancel_on
 from proteus_shards.config import FrontBoot, Settings, ShardBoot
 from proteus_shards.errors import StartError
 from proteus_shards.surroundings import open_listeners, private_dir, sd_notify, start_line, watchdog_seconds
@@ -36,6 +40,7 @@ from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
 log = logging.getLogger(__name__)
 
 SIGNAL_SECONDS_MIN = 0.25  # a signal this soon after the first is the same one: `timeout`, say, sends it to us and to our group
+PREPARE_SECONDS_MIN = 5.0  # from one preparation of a store that a running server has lost to the next
 RENEWAL_SECONDS_MAX = 30.0  # for the successor of a front to serve
 STDIN = 0
 
@@ -44,6 +49,7 @@ class Programs(msgspec.Struct, frozen=True):
     """The command of each kind of child. Tests put other programs here."""
 
     prepare: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard.prepare")
+    prepare_again: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard.prepare", "again")
     shard: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard")
     front: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.front")
 
@@ -70,7 +76,12 @@ class Supervisor:
         self._listeners = tuple(listeners) + ((metrics_listener,) if metrics_listener is not None else ())
         self._tally = Tally(run_dir, "supervisor")
         self._prepare = Child("prepare", programs.prepare, ShardBoot(settings, 0, run_dir), once=True)
-        self._shards = [Child(f"shard-{i}", programs.shard, ShardBoot(settings, i, run_dir)) for i in range(settings.shards)]
+        self._prepare_again = partial(Child, "prepare", programs.prepare_again, ShardBoot(settings, 0, run_dir), once=True)
+        self._preparing = trio.Lock()
+        self._prepared_at = -math.inf
+        self._shards = [
+            Child(f"shard-{i}", programs.shard, ShardBoot(settings, i, run_dir), mend=self._mend_store) for i in range(settings.shards)
+        ]
         self._fronts = [
             Child(
                 f"front-{i}",
@@ -101,7 +112,7 @@ class Supervisor:
             nursery.start_soon(_feed_watchdog)
             nursery.start_soon(self._count_forever)
             with trio.CancelScope() as starting:
-                nursery.start_soon(_cancel_on, self._stop, starting)
+                nursery.start_soon(cancel_on, self._stop, starting)
                 await self._start(nursery)
                 announce()
                 sd_notify("READY=1")
@@ -123,6 +134,13 @@ class Supervisor:
             for child in stage:
                 await child.ready.wait()
         self._kept.remove(self._prepare)
+
+    async def _mend_store(self) -> None:
+        """Prepare the store once more, for a shard that has served and cannot any more. What one shard has just had done is done for all."""
+        async with self._preparing:
+            if trio.current_time() - self._prepared_at >= PREPARE_SECONDS_MIN:
+                await self._prepare_again().keep()
+                self._prepared_at = trio.current_time()
 
     async def _count_forever(self) -> None:
         """Write down how often each child was started again, for the page of metrics."""
@@ -174,7 +192,7 @@ class Supervisor:
             children.insert(children.index(child), successor)
         nursery.start_soon(successor.keep)
         with trio.move_on_after(RENEWAL_SECONDS_MAX):
-            await _any_of(successor.ready, successor.ended, self._stop)
+            await any_of(successor.ready, successor.ended, self._stop)
         if self._stop.is_set():
             return False  # the drain ends both
         renewed = successor.ready.is_set()
@@ -253,15 +271,3 @@ async def _feed_watchdog() -> None:
     while seconds is not None:
         sd_notify("WATCHDOG=1")
         await trio.sleep(seconds / 2)
-
-
-async def _cancel_on(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
-
-
-async def _any_of(*events: trio.Event) -> None:
-    """Wait for the first of some events."""
-    async with trio.open_nursery() as nursery:
-        for event in events:
-            nursery.start_soon(_cancel_on, event, nursery.cancel_scope)

@@ -41,7 +41,7 @@ import json, os, signal, socket, sys
 name, folder, *acts = sys.argv[1:]
 boot_line = sys.stdin.readline()
 boot = json.loads(boot_line)
-name += str(boot.get("shard", boot.get("front"))) if name != "prepare" else ""
+name += str(boot.get("shard", boot.get("front"))) if name not in ("prepare", "again") else ""
 notes = os.open(os.path.join(folder, "notes"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 def note(event):
@@ -114,14 +114,15 @@ class Notes:
         self.folder = folder
         (folder / "child.py").write_text(CHILD)
 
-    def programs(self, prepare: str = "once", shard: str = "serve", front: str = "serve") -> Programs:
+    def programs(self, prepare: str = "once", shard: str = "serve", front: str = "serve", again: str = "once") -> Programs:
         """Return programs that do this, one word a start."""
         script = str(self.folder / "child.py")
         return Programs(
             **{
                 name: (sys.executable, "-I", "-S", script, name, str(self.folder), *acts.split())
                 for name, acts in (("prepare", prepare), ("shard", shard), ("front", front))
-            }
+            },
+            prepare_again=(sys.executable, "-I", "-S", script, "again", str(self.folder), again),
         )
 
     def all(self) -> list[str]:
@@ -364,13 +365,14 @@ async def test_a_failure_that_may_pass_is_tried_again(notes: Notes, kind: str) -
 
 
 async def test_a_shard_that_has_served_is_tried_again_whatever_it_says(notes: Notes) -> None:
-    """Later, a store may be of another make for a while; the other shards go on."""
+    """Later, a store may be of another make for a while; it is prepared once more, not too often, and the other shards go on."""
     async with supervised(notes, notes.programs(shard="serve final final serve"), shards=1) as run:
         await run.serve()
         os.kill(notes.pids("shard0")[-1], signal.SIGKILL)
         await notes.wait_for("shard0 started", 4)
 
         await wait_until(lambda: all(child.serves for child in run.subject.statistics().children))
+        assert notes.all().count("again started") == 1
         assert await run.stop() == 0
 
 
