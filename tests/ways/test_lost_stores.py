@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from pathlib import Path
 
 import asyncpg
 
+from proteus_shards.core.placement import shard_of, slot_of
 from tests.conftest import Server, StartServer, eventually
 from tests.servers import redis
 from tests.servers.postgres import PostgresServer
 
+QUEUES = [next(queue for queue in map(str, count()) if shard_of(slot_of(queue), 2) == shard) for shard in range(2)]
+IN_MEMORY = next(queue for queue in (f"in memory {number}" for number in count()) if shard_of(slot_of(queue), 2) == 1)
 
-def statuses(server: Server, name: str, *, persist: bool) -> set[int]:
-    """Enqueue a job in each of some queues, which are of all shards, and return what was answered."""
-    return {
-        server.request("POST", "/enqueue", {"id": name, "queue": f"q{number}", "timeout": 600, "persist_data": persist}).status
-        for number in range(8)
-    }
+
+def enqueue(server: Server, name: str, queue: str, *, persist: bool = True) -> int:
+    """Enqueue a job, and return the status."""
+    return server.request("POST", "/enqueue", {"id": name, "queue": queue, "timeout": 600, "persist_data": persist}).status
+
+
+def fill(server: Server) -> None:
+    """Give each shard a job that is kept, and one of them another that is not."""
+    assert [enqueue(server, "before", queue) for queue in QUEUES] == [202, 202]
+    assert enqueue(server, "in memory", IN_MEMORY, persist=False) == 202
 
 
 def check_that_it_begins_anew(server: Server) -> None:
-    """See that persisted jobs are accepted again."""
-    numbers = iter(range(100_000))
-    eventually(lambda: statuses(server, f"{next(numbers)}", persist=True) == {202}, 40)
+    """See that persisted jobs are accepted again, and that a shard which had nothing to do with the store meanwhile has its jobs in memory."""
+    names = map(str, count())
+    eventually(lambda: enqueue(server, next(names), QUEUES[0]) == 202, 40)
+    assert server.request("GET", f"/next?queue={IN_MEMORY.replace(' ', '+')}").json()["id"] == "in memory"
+    eventually(lambda: enqueue(server, next(names), QUEUES[1]) == 202, 40)
     assert "the store is empty and is prepared anew" in server.log()
     assert server.request("GET", "/ready").status == 200
 
@@ -34,7 +44,7 @@ def test_a_redis_that_was_restarted_without_its_data(start_server: StartServer, 
     store.start()
     try:
         server = start_server("--store", store.url("lost"))
-        assert statuses(server, "before", persist=True) == {202}
+        fill(server)
 
         store.kill()
         store.start()
@@ -50,7 +60,7 @@ def test_a_schema_that_was_dropped(start_server: StartServer) -> None:
     try:
         store.start()
         server = start_server("--store", store.url("lost"))
-        assert statuses(server, "before", persist=True) == {202}
+        fill(server)
 
         async def drop() -> None:
             connection = await asyncpg.connect(host=str(store.sockets), user="postgres", port=store.port, database="postgres")
