@@ -206,7 +206,7 @@ def files_of(process: str) -> tuple[str, str]:
 
 
 def take_file(run_dir: str, process: str) -> str:
-    """Return the first of a process's files that no other has, and have it until this process ends. The free ones keep no gauges."""
+    """Return the first of a process's files that no other has, and have it until this process ends. The other, if it is free, keeps no gauges."""
     taken: str | None = None
     for file in files_of(process):
         lock = os.open(tally_path(run_dir, file).with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -215,11 +215,11 @@ def take_file(run_dir: str, process: str) -> str:
         except BlockingIOError:
             os.close(lock)
             continue
-        Tally(run_dir, process, file).clear_gauges()
         if taken is None:
-            taken = file
+            taken = file  # its gauges stay until the first are written over them: no series is away for a moment
             _locks.append(lock)
         else:
+            Tally(run_dir, process, file).clear_gauges()
             os.close(lock)
     assert taken is not None, f"{process} runs beside two others"
     return taken

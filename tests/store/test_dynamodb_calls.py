@@ -346,12 +346,12 @@ async def test_what_is_no_row_is_said_and_left_where_it_is(double: StrictServer,
     """With its place and its fault, and never what it holds."""
     async with opened(backing.store()) as store:
         await store.commit(inserting(FIRST))
-    item = double.ask(items=backing.table)["items"]["rows#01"][f"0551#{1:019d}"]
+    item = double.ask(items=backing.table)["items"]["rows#01"][f"{FIRST.slot:04d}#{1:019d}"]
     damaged = {
-        ("rows#02", f"0551#{2:019d}"): {name: value for name, value in item.items() if name != "payload"},
-        ("rows#03", f"0551#{3:019d}"): {**item, "attempt": {"N": "1.5"}},
-        ("rows#04", f"0551#{4:019d}"): {**item, "status": {"S": "secret"}},
-        ("rows#05", f"0551#{6:019d}"): item,
+        ("rows#02", f"{FIRST.slot:04d}#{2:019d}"): {name: value for name, value in item.items() if name != "payload"},
+        ("rows#03", f"{FIRST.slot:04d}#{3:019d}"): {**item, "attempt": {"N": "1.5"}},
+        ("rows#04", f"{FIRST.slot:04d}#{4:019d}"): {**item, "status": {"S": "secret"}},
+        ("rows#05", f"{FIRST.slot:04d}#{6:019d}"): item,
         ("rows#07", "secret"): item,
     }
     changes = [([backing.table, pk, sk], {**held, "pk": {"S": pk}, "sk": {"S": sk}}) for (pk, sk), held in damaged.items()]
