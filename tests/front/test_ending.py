@@ -92,6 +92,25 @@ async def test_no_connection_is_closed_after_an_answer_that_has_not_said_so(
         await wait_for_connections(site, 0)
 
 
+async def test_a_client_that_closes_while_its_answer_ends_is_no_fault(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has its answer, and nothing is logged."""
+    close = EndingH11Protocol._close_stream
+
+    async def close_slowly(self: EndingH11Protocol) -> None:
+        await close(self)
+        await trio.testing.wait_all_tasks_blocked()
+
+    monkeypatch.setattr(EndingH11Protocol, "_close_stream", close_slowly)
+    async with serving(tmp_path, settings) as site:
+        client = await site.client()
+        assert (await client.ask("POST", "/enqueue", JOB)).status == 202
+        client.stream.socket.close()
+        await wait_for_connections(site, 0)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_drain_in_the_middle_of_a_handshake_is_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The connection is closed, and nothing is logged."""
     async with serving(tmp_path, with_tls(SETTINGS, tmp_path)) as site:
