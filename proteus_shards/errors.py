@@ -65,3 +65,7 @@ class StoreWeak(StoreError):
 
 class RowError(ProteusError):
     """A stored row does not describe a job."""
+
+
+class RecordError(ProteusError):
+    """A stored record does not say what it should."""

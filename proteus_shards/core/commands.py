@@ -2,6 +2,7 @@
 
 Commands and outcomes are plain values. The IPC carries them as they are (tagged MessagePack arrays), so a word means the
 same in the core, on the socket and in the front. A refusal is an outcome like any other: nothing is raised for it.
+What brings jobs in stands in `commands_jobs`, what operators ask in `commands_control`; the hot ones and the unions stand here.
 
 Public shapes, units and limits: a `timeout` is whole seconds, a `*_us` whole microseconds, a run_id 16 bytes (a UUID).
 Payload and state are JSON text, opaque to everything behind the front.
@@ -14,18 +15,14 @@ from typing import TypeAlias
 
 import msgspec
 
-
-class Enqueue(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
-    """Add a job to its queue. Answers `Done`, or `Refused` (EXISTS, FULL, NO_STORE, …)."""
-
-    queue: str
-    id: str
-    timeout: int
-    persist: bool
-    max_retries: int
-    payload: bytes
-    state: bytes | None = None
-    run_at_us: int | None = None
+from proteus_shards.core import commands_control as control
+from proteus_shards.core.commands_jobs import Enqueue as Enqueue
+from proteus_shards.core.commands_jobs import EnqueueAll as EnqueueAll
+from proteus_shards.core.commands_jobs import Mode as Mode
+from proteus_shards.core.commands_jobs import Options as Options
+from proteus_shards.core.commands_jobs import Replace as Replace
+from proteus_shards.core.commands_jobs import Requeue as Requeue
+from proteus_shards.core.extras import Extras
 
 
 class Next(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
@@ -83,7 +80,34 @@ class Measure(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=20):
     """Ask a shard for its `Measures`. Costs the more the more queues there are, and is carried out bit by bit."""
 
 
-Command: TypeAlias = Enqueue | Next | Heartbeat | Complete | Undeliver | Cancel | Inspect | ListDead | Measure
+Command: TypeAlias = (
+    Enqueue
+    | Next
+    | Heartbeat
+    | Complete
+    | Undeliver
+    | Cancel
+    | Inspect
+    | ListDead
+    | Measure
+    | EnqueueAll
+    | Replace
+    | Requeue
+    | control.Fail
+    | control.Release
+    | control.GetJob
+    | control.FindJobs
+    | control.ListJobs
+    | control.ListQueues
+    | control.GetQueue
+    | control.SetQueue
+    | control.Purge
+    | control.Redrive
+    | control.Change
+    | control.PutSchedule
+    | control.DropSchedule
+    | control.ListSchedules
+)
 
 
 class Reason(IntEnum):
@@ -117,6 +141,7 @@ class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False):
     attempt: int
     created_at: int
     updated_at: int
+    extras: Extras | None = None
 
 
 class Delivered(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=102):
@@ -150,6 +175,7 @@ class DeadLetter(msgspec.Struct, array_like=True, frozen=True, gc=False):
     reason: str
     created_at: int
     died_at: int
+    extras: Extras | None = None
 
 
 class Listed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=104):
@@ -206,4 +232,6 @@ class Measures(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=120):
     queues: list[QueueMeasure]
 
 
-Outcome: TypeAlias = Done | Delivered | Refused | Listed | Statistics | Measures
+Outcome: TypeAlias = (
+    Done | Delivered | Refused | Listed | Statistics | Measures | control.Jobs | control.Queues | control.Counted | control.Schedules
+)

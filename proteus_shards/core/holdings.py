@@ -15,12 +15,13 @@ import msgspec
 
 from proteus_shards.core.commands import Delivered, Delivery, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
-from proteus_shards.core.ledger import Image, Ledger, Note, footprint, image_of
+from proteus_shards.core.extras import unpack_extras
+from proteus_shards.core.ledger import Image, Ledger, Note, Undo, footprint, image_of
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters
-from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Row, RowKey, Status, job_of
+from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Record, RecordKey, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
-from proteus_shards.errors import RowError
+from proteus_shards.errors import RecordError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -82,6 +83,7 @@ class Holdings:
         self._schedule: Deadlines[Job] = Deadlines(lambda job: job.run_at if job.status is SCHEDULED else None)
         self._polls: Deadlines[Waiter] = Deadlines(lambda waiter: waiter.until if self._waiting.get(waiter.key) is waiter else None)
         self._graves: deque[tuple[int, Queue, int]] = deque()  # (died_at, queue, seq), about in order
+        self._record_takers: dict[int, Callable[[RecordKey, bytes | None], None]] = {}
 
     def adopt(self, keys: Sequence[RowKey], rows: dict[RowKey, Row]) -> None:
         """Make the jobs of `keys` what the store says they are: `rows` has those that exist."""
@@ -101,7 +103,9 @@ class Holdings:
             else:
                 assert queue is not None
                 status = self._due_status(job, Status(row.status))
-                image: Image = (status, row.attempt, row.run_id, self._now + row.timeout * SECOND_US, row.updated_at, row.state, row.reason)
+                deadline = self._now + row.timeout * SECOND_US
+                extras = unpack_extras(row.extras)
+                image: Image = (status, row.attempt, row.run_id, deadline, row.updated_at, row.state, row.reason, extras)
                 job.stored = True
                 self._restore(queue, job, image)
         if any(row.status == DEAD for row in rows.values()):
@@ -143,6 +147,39 @@ class Holdings:
         ahead = self._clock - self._wall
         if ahead > WALL_STEP_US:  # rows of a time when the wall clock was set forward: nothing is older for them
             self._wall_stepped = ahead
+
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def load_records(self, records: Iterable[Record]) -> list[tuple[RecordKey, str]]:
+        """Take in stored records, before any row. Returns those that say nothing, and why."""
+        damaged: list[tuple[RecordKey, str]] = []
+        for record in records:
+            key = RecordKey(record.slot, record.kind, record.name)
+            try:
+                self._take_record(key, record.value)
+            except RecordError as error:
+                damaged.append((key, str(error)))
+        return damaged
+
+    def adopt_records(self, keys: Sequence[RecordKey], values: dict[RecordKey, bytes]) -> None:
+        """Make the records of `keys` what the store says they are: `values` has those that exist."""
+        for key in keys:
+            self._take_record(key, values.get(key))
+
+    def _take_record(self, key: RecordKey, value: bytes | None) -> None:
+        """Make one record what the store says it is; None: there is none. Raises `RecordError` for one that says nothing."""
+        take = self._record_takers.get(key.kind)
+        if take is None:
+            raise RecordError(f"kind {key.kind} is not known")
+        take(key, value)
+
+    def _write_record(
+        self, queue: Queue, answer_key: Key | None, answer: Outcome | Note | None, key: RecordKey, value: bytes | None, undo: Undo
+    ) -> None:
+        """Log a change of a record, which is made in memory already; `undo` takes it back."""
+        self._ledger.make_room(1, len(key.name) + len(value or b""))
+        self._ledger.write_record(key, value)
+        self._ledger.log(queue, answer_key, answer, None, undo)
 
     # --- delivery ----------------------------------------------------------------------------------------------
 
@@ -200,6 +237,12 @@ class Holdings:
             self._ledger.make_room(rows, size if rows == 1 else max(size, self._delivery_bytes_max))
         return count
 
+    def cancel(self, key: Key) -> None:
+        """Forget a waiting `next`, unanswered."""
+        if (waiter := self._waiting.pop(key, None)) is not None:
+            del waiter.queue.waiters[key]
+            self._forget_if_empty(waiter.queue)
+
     # --- bookkeeping -------------------------------------------------------------------------------------------
 
     def _make_room(self, job: Job | Enqueue, more: int = 0) -> None:
@@ -207,8 +250,8 @@ class Holdings:
         if self._bounded and job.persist:
             self._ledger.make_room(1, answer_bytes(job) + more)
 
-    def _touch(self, job: Job, *, state_set: bool = False) -> None:
-        self._ledger.touch(job, answer_bytes(job) if self._bounded else 0, state_set=state_set)
+    def _touch(self, job: Job, *, state_set: bool = False, extras_set: bool = False) -> None:
+        self._ledger.touch(job, answer_bytes(job) if self._bounded else 0, state_set=state_set, extras_set=extras_set)
 
     def _make_queue(self, name: str) -> Queue:
         queue = self.queues[name] = Queue(name, slot_of(name), self.totals)
@@ -294,7 +337,7 @@ class Holdings:
             self.bytes -= footprint(job)
         status = GONE
         if image is not None:
-            status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason = image
+            status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason, job.extras = image
             job.deadline = max(job.deadline, deadline)  # a run's time may have begun since, with the release of its delivery
         if status is not GONE:
             self.bytes += footprint(job)
@@ -312,10 +355,11 @@ class Holdings:
         *,
         write: bool,
         state_set: bool = False,
+        extras_set: bool = False,
     ) -> None:
         """Log a change of a job, or, where nothing depends on the store, answer at once."""
         if write:
-            self._touch(job, state_set=state_set)
+            self._touch(job, state_set=state_set, extras_set=extras_set)
         if write or queue.pending:
             self._ledger.log(queue, key, answer, job, image)
         else:
@@ -328,7 +372,7 @@ class Holdings:
         else:
             self._emit(key, outcome)
 
-    def _emit(self, key: Key | None, answer: Outcome | Note, job: Job | None = None, image: Image | None = None) -> None:
+    def _emit(self, key: Key | None, answer: Outcome | Note, job: Job | None = None, image: Image | Undo | None = None) -> None:
         """Give out an answer, and count what it tells of. `job` and `image` are those of a change. Written out: this is the hottest place of all."""
         counters = self.counters
         if answer is ENQUEUED:
@@ -345,7 +389,7 @@ class Holdings:
                     histogram[-1] += waited
         elif answer is COMPLETED:
             counters.completed += 1
-            if job is not None and job.started_at and image is not None and image[0] is IN_FLIGHT:
+            if job is not None and job.started_at and type(image) is tuple and image[0] is IN_FLIGHT:
                 ran, histogram = self._clock - job.started_at, counters.ran_us
                 histogram[bisect_left(RUN_BOUNDS_US, ran)] += 1
                 histogram[-1] += ran
@@ -400,4 +444,5 @@ def _delivery(job: Job) -> Delivery:
         job.attempt,
         job.created_at,
         job.updated_at,
+        job.extras,
     )

@@ -6,6 +6,9 @@ derived when it is closed, so that they show nothing of what comes after. An ent
 an operation that changes several jobs has several entries, in order. Replaying `image`s newest first undoes the log,
 because between two entries nothing else moves a job of a queue that has logged operations, but for two things that are not
 taken back: a deadline only ever grows, and a schedule once due stays so.
+
+**Records** (settings, schedules, kept answers, …) are written by the same batches. `write_record` says what a record shall be; the entry
+that stands for the change has, instead of a job and its image, no job and a function that takes it back.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from proteus_shards.core.model import Batch, Job, Mark, Row, RowKey, Status
+from proteus_shards.core.extras import pack_extras
+from proteus_shards.core.model import Batch, Job, Mark, Record, RecordKey, Row, RowKey, Status
 from proteus_shards.core.placement import slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from proteus_shards.core.commands import Enqueue, Outcome
+    from proteus_shards.core.extras import Extras
     from proteus_shards.core.queue import Queue
 
 
@@ -36,13 +41,17 @@ class Note(msgspec.Struct, frozen=True, gc=False):
     persist: bool
 
 
-Image: TypeAlias = tuple[Status, int, bytes | None, int, int, bytes | None, str | None]
-Entry: TypeAlias = "tuple[Queue, Hashable | None, Outcome | Note | None, Job | None, Image | None]"
+Image: TypeAlias = "tuple[Status, int, bytes | None, int, int, bytes | None, str | None, Extras | None]"
+Undo: TypeAlias = "Callable[[], None]"
+Entry: TypeAlias = "tuple[Queue, Hashable | None, Outcome | Note | None, Job | None, Image | Undo | None]"
+
+
+STATE_SET, EXTRAS_SET = 1, 2
 
 
 def image_of(job: Job) -> Image:
     """Return all of a job that may change, as it is now."""
-    return (job.status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason)
+    return (job.status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason, job.extras)
 
 
 def footprint(job: Job | Enqueue) -> int:
@@ -68,12 +77,14 @@ class Ledger:
         self.sealed: list[Entry] = []
         self.sealed_number = 0
         self.number = 1  # of the commit that the open log will be
+        self.record_keys: list[RecordKey] = []  # of the records that the last sealed batch to be reverted would have written
         self._rows_max = rows_max
         self._bytes_max = bytes_max
         self._closed: deque[Segment] = deque()
         self._closed_entries = 0
         self._sealed = Segment(0, [], Batch([], [], []), [], [])
-        self._touched: dict[Job, bool] = {}  # → whether its state has changed
+        self._touched: dict[Job, int] = {}  # → which of its large parts have changed
+        self._records: dict[RecordKey, bytes | None] = {}
         self._bytes = 0  # that the touched rows have at most
 
     def __len__(self) -> int:
@@ -91,18 +102,24 @@ class Ledger:
 
     def make_room(self, rows: int, size: int) -> None:
         """See to it that an operation which is about to touch so many rows, of so many bytes, fits into the open log as a whole."""
-        if self._touched and (len(self._touched) + rows > self._rows_max or self._bytes + size > self._bytes_max):
+        written = len(self._touched) + len(self._records)
+        if written and (written + rows > self._rows_max or self._bytes + size > self._bytes_max):
             self._close()
 
-    def log(self, queue: Queue, key: Hashable | None, answer: Outcome | Note | None, job: Job | None, image: Image | None) -> None:
-        """Add an entry to the open log. `image` None with a job means: it did not exist before."""
+    def log(self, queue: Queue, key: Hashable | None, answer: Outcome | Note | None, job: Job | None, image: Image | Undo | None) -> None:
+        """Add an entry to the open log. `image` None with a job means: it did not exist before. Without a job it may be a function that undoes the change."""
         queue.pending += 1
         self.open.append((queue, key, answer, job, image))
 
-    def touch(self, job: Job, size: int = 0, *, state_set: bool = False) -> None:
+    def touch(self, job: Job, size: int = 0, *, state_set: bool = False, extras_set: bool = False) -> None:
         """Note that a persisted job's row, of so many bytes, must be written."""
-        self._touched[job] = self._touched.get(job, False) or state_set
+        self._touched[job] = self._touched.get(job, 0) | (STATE_SET if state_set else 0) | (EXTRAS_SET if extras_set else 0)
         self._bytes += size
+
+    def write_record(self, key: RecordKey, value: bytes | None) -> None:
+        """Note what a record shall be; None: gone."""
+        self._records[key] = value
+        self._bytes += len(key.name) + len(value or b"")
 
     def cut(self) -> Batch:
         """Seal what comes next and return the row writes that it comes to, perhaps none."""
@@ -135,7 +152,8 @@ class Ledger:
         keys = list(batch.deletes)
         keys += [RowKey(row.slot, row.seq, row.queue, row.id) for row in batch.inserts]
         keys += [RowKey(mark.slot, mark.seq, mark.queue, mark.id) for mark in batch.marks]
-        self.open, self._touched, self._bytes = [], {}, 0
+        self.record_keys = [RecordKey(record.slot, record.kind, record.name) for record in batch.records]
+        self.open, self._touched, self._records, self._bytes = [], {}, {}, 0
         self._closed.clear()
         self._closed_entries = 0
         return opened, self.release(), keys
@@ -143,15 +161,16 @@ class Ledger:
     def _close(self) -> None:
         """End the open log where it stands, and derive its row writes."""
         segment = Segment(self.number, self.open, Batch([], [], []), [], [])
-        for job, state_set in self._touched.items():
-            _write(segment, job, state_set=state_set)
+        for job, parts in self._touched.items():
+            _write(segment, job, parts)
+        segment.batch.records += [Record(key.slot, key.kind, key.name, value) for key, value in self._records.items()]
         self._closed.append(segment)
         self._closed_entries += len(segment.entries)
-        self.open, self._touched, self._bytes = [], {}, 0
+        self.open, self._touched, self._records, self._bytes = [], {}, {}, 0
         self.number += 1
 
 
-def _write(segment: Segment, job: Job, *, state_set: bool) -> None:
+def _write(segment: Segment, job: Job, parts: int) -> None:
     """Add to a batch what makes a job's row what the job is now."""
     slot = slot_of(job.queue)
     if job.status is Status.GONE:
@@ -160,7 +179,7 @@ def _write(segment: Segment, job: Job, *, state_set: bool) -> None:
             segment.deleted.append(job)
             segment.batch.deletes.append(RowKey(slot, job.seq, job.queue, job.id))
     elif job.stored:
-        segment.batch.marks.append(_mark(job, slot, state_set=state_set))
+        segment.batch.marks.append(_mark(job, slot, parts))
     else:
         job.stored = True
         segment.inserted.append(job)
@@ -189,10 +208,11 @@ def _row(job: Job, slot: int) -> Row:
         job.updated_at,
         job.payload,
         job.state,
+        pack_extras(job.extras),
     )
 
 
-def _mark(job: Job, slot: int, *, state_set: bool) -> Mark:
+def _mark(job: Job, slot: int, parts: int) -> Mark:
     return Mark(
         slot,
         job.seq,
@@ -203,6 +223,8 @@ def _mark(job: Job, slot: int, *, state_set: bool) -> Mark:
         job.run_id,
         job.reason,
         job.updated_at,
-        state_set,
-        job.state if state_set else None,
+        bool(parts & STATE_SET),
+        job.state if parts & STATE_SET else None,
+        bool(parts & EXTRAS_SET),
+        pack_extras(job.extras) if parts & EXTRAS_SET else None,
     )

@@ -4,8 +4,9 @@
 may be handed to another thread. A field goes into `Row` only if a restart needs it: deadlines do not (a run that was
 in flight at a crash gets its full timeout again), and whether a waiting job is already due follows from `run_at`.
 
-Version rule: `Row` mirrors schema version `ROW_VERSION`. A new field is added at the end with a default, the number
-goes up, and each store brings a migration from the version before it. A store that holds a higher version is refused.
+Version rule: `Row` and `Record` mirror schema version `ROW_VERSION`. A new field is added at the end with a default, the number
+goes up, and each store brings a migration from the version before it. A store that holds a higher version is refused. What
+stores need not tell apart goes into `extras` (see there) or into a `Record`, and needs no new version.
 
 Times are whole microseconds: `*_at` since the Unix epoch (wall clock), `deadline` on the monotonic clock.
 """
@@ -17,9 +18,10 @@ from enum import IntEnum
 
 import msgspec
 
+from proteus_shards.core.extras import Extras, unpack_extras
 from proteus_shards.errors import RowError
 
-ROW_VERSION = 1
+ROW_VERSION = 2
 
 NAME_LENGTH_MAX = 1024
 TIMEOUT_SECONDS_MAX = 2**31 - 1
@@ -28,6 +30,8 @@ TIME_US_MIN = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z, the first instant
 TIME_US_MAX = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last instant of RFC 3339
 COUNT_MAX = 2**62  # of seq and attempt: never reached, and still a number that every store holds
 SECOND_US = 1_000_000
+RECORD_NAME_BYTES_MAX = 9000  # of a record's name in UTF-8: two names of 1024 characters fit, with what holds them apart
+RECORD_BYTES_MAX = 256 * 1024  # of a record's value: every store takes as much
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -71,6 +75,7 @@ class Job(msgspec.Struct, eq=False, gc=False):
     timed: bool = False  # has an entry in the shard's heap of deadlines
     delivering: int = 0  # number of the commit that the reply with its delivery waits for, or 0
     started_at: int = 0  # when it was last delivered by this process, or 0
+    extras: Extras | None = None
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -92,10 +97,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     updated_at: int
     payload: bytes
     state: bytes | None
+    extras: bytes | None = None  # packed, opaque to a store
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
-    """A change to a stored row: all that may change in a job's life. `state` counts only with `state_set`."""
+    """A change to a stored row: all that may change in a job's life. `state` counts only with `state_set`, `extras` only with `extras_set`."""
 
     slot: int
     seq: int
@@ -108,6 +114,8 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
     updated_at: int
     state_set: bool
     state: bytes | None
+    extras_set: bool = False
+    extras: bytes | None = None
 
 
 class RowKey(msgspec.Struct, frozen=True, gc=False):
@@ -119,8 +127,35 @@ class RowKey(msgspec.Struct, frozen=True, gc=False):
     id: str
 
 
+class Kind(IntEnum):
+    """What a record is about. Stores do not care."""
+
+    QUEUE = 1  # the settings of a queue; `name` is the queue
+    SCHEDULE = 2  # a recurring job; `name` is its queue and its own name
+    ANSWER = 3  # what an idempotency key was answered
+    INTENT = 4  # jobs of a step over several shards that is not decided yet
+    DECISION = 5  # how such a step was decided
+
+
+class RecordKey(msgspec.Struct, frozen=True, gc=False):
+    """Names one record. `(slot, kind, name)` is unique; a name has 1…`RECORD_NAME_BYTES_MAX` bytes and may hold any character but NUL and lone surrogates."""
+
+    slot: int
+    kind: int
+    name: str
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """Something small that a shard keeps beside its jobs. In a batch, a `value` of None removes it, where it is there; else it is written, new or not."""
+
+    slot: int
+    kind: int
+    name: str
+    value: bytes | None
+
+
 class Batch(msgspec.Struct, gc=False):
-    """One atomic change of a store: deletes first, then marks, then inserts. No two entries touch the same row.
+    """One atomic change of a store: deletes first, then marks, then inserts, then records. No two entries touch the same row or record.
 
     The order counts where a store keeps `(queue, id)` of live rows unique: an id may pass from a job that dies to a new one.
     """
@@ -128,9 +163,10 @@ class Batch(msgspec.Struct, gc=False):
     deletes: list[RowKey]
     inserts: list[Row]
     marks: list[Mark]
+    records: list[Record] = msgspec.field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.deletes) + len(self.inserts) + len(self.marks)
+        return len(self.deletes) + len(self.inserts) + len(self.marks) + len(self.records)
 
 
 def name_fault(name: str) -> str | None:
@@ -178,4 +214,5 @@ def job_of(row: Row) -> Job:
         run_id=row.run_id,
         reason=row.reason,
         stored=True,
+        extras=unpack_extras(row.extras),
     )

@@ -32,6 +32,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from proteus_shards.core.model import Job, Status
+from proteus_shards.core.queue_settings import DEFAULT_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -84,7 +85,7 @@ class Waiter:
 class Queue:
     """The jobs of one queue. `totals` counts jobs by status over all queues of the shard, and is shared by them."""
 
-    __slots__ = ("_fresh", "_returned", "counts", "dead", "jobs", "name", "pending", "slot", "totals", "waiters")
+    __slots__ = ("_fresh", "_returned", "counts", "dead", "jobs", "name", "pending", "settings", "slot", "totals", "waiters")
 
     def __init__(self, name: str, slot: int, totals: list[int]) -> None:
         self.name = name
@@ -95,13 +96,14 @@ class Queue:
         self.dead: OrderedDict[int, Job] = OrderedDict()  # by seq, oldest death first
         self.waiters: OrderedDict[Hashable, Waiter] = OrderedDict()  # first come, first served
         self.pending = 0  # operations whose answer waits for a commit
+        self.settings = DEFAULT_SETTINGS
         self._fresh: deque[Job] = deque()
         self._returned: list[tuple[int, int, int, Job]] = []  # with id(job): after a doubt two jobs may have one key, one of them gone
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost if this queue were forgotten."""
-        return not (self.jobs or self.dead or self.waiters or self.pending)
+        return not (self.jobs or self.dead or self.waiters or self.pending) and self.settings is DEFAULT_SETTINGS
 
     def place(self, job: Job, status: Status) -> None:
         """Take a job from where it stands and put it where `status` says. Legality is the caller's business."""

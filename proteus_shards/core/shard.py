@@ -32,8 +32,9 @@ dead letter. (A restart takes the wall clock as it finds it; rows from ahead of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from proteus_shards.core.alarms import Alarms
 from proteus_shards.core.commands import (
     Command,
     Complete,
@@ -49,21 +50,19 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
-from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Holdings, Limits, answer_bytes, letter_of
-from proteus_shards.core.ledger import Note, footprint, image_of
+from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
+from proteus_shards.core.ledger import footprint, image_of
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, UNDELIVERED
-from proteus_shards.core.model import SECOND_US, Job, RowKey
+from proteus_shards.core.model import Job, RecordKey, RowKey
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proteus_shards.core.holdings import Key
+    from proteus_shards.core.ledger import Image, Undo
     from proteus_shards.core.model import Batch
 
-DUE_MAX = 4096  # timeouts and schedules handled by one advance; the rest come with the next, right away
-PUT_OFF_US = SECOND_US  # how long a timeout is put off that can't be written while the store is away
-DELIVERING_US = 10_000  # how long one is that came up while its delivery still waits for its commit
 
 _HEARTBEAT = TRANSITIONS[Verb.HEARTBEAT]
 _COMPLETE = TRANSITIONS[Verb.COMPLETE]
@@ -72,7 +71,7 @@ _UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
 _AWAY = Refused(Reason.BUSY, "the backing store is away")
 
 
-class Shard(Holdings):
+class Shard(Alarms):
     """The queues of one shard, as commands see them."""
 
     def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
@@ -85,6 +84,7 @@ class Shard(Holdings):
             Undeliver: self._undeliver,
             ListDead: self._list_dead,
         }
+        self.records_in_doubt: list[RecordKey] = []
 
     # --- driving -----------------------------------------------------------------------------------------------
 
@@ -120,12 +120,6 @@ class Shard(Holdings):
             self._emit(key, Refused(Reason.BUSY, "too many requests wait for the store (shard_pending_max)"))
         else:
             self._handlers[type(command)](key, command)
-
-    def cancel(self, key: Key) -> None:
-        """Forget a waiting `next`, unanswered."""
-        if (waiter := self._waiting.pop(key, None)) is not None:
-            del waiter.queue.waiters[key]
-            self._forget_if_empty(waiter.queue)
 
     def take_replies(self) -> list[tuple[Key, Outcome]]:
         """Return the answers that may be given now, and forget them."""
@@ -187,7 +181,8 @@ class Shard(Holdings):
     def failed(self, reason: Reason, detail: str, retry_after: int = 1) -> list[RowKey]:
         """Undo all that is logged. Sealed operations are answered with `reason`, open ones with BUSY; the store counts as away.
 
-        With UNKNOWN the returned keys are those of the rows in doubt: bring their truth by `adopt`. Else none are.
+        With UNKNOWN the returned keys are those of the rows in doubt, and `records_in_doubt` those of the records: bring their truth by `adopt`
+        and `adopt_records`. Else none are.
         """
         self.away = True
         opened, sealed, keys = self._ledger.revert()
@@ -199,8 +194,10 @@ class Shard(Holdings):
                 queue.pending -= 1
                 queues[queue] = None
                 if job is not None:
-                    self._restore(queue, job, image)
+                    self._restore(queue, job, cast("Image | None", image))
                     letters = letters or job.status is DEAD
+                elif image is not None:
+                    cast("Undo", image)()
                 if key is not None:
                     self._replies.append((key, refusal))
         if letters:
@@ -208,9 +205,11 @@ class Shard(Holdings):
         for queue in queues:
             self._match(queue)
             self._forget_if_empty(queue)
+        self.records_in_doubt = []
         if reason is not Reason.UNKNOWN:
             return []
         self._doubt = {(key.queue, key.id): None for key in keys}
+        self.records_in_doubt = self._ledger.record_keys
         return keys
 
     def heal(self) -> None:
@@ -396,77 +395,6 @@ class Shard(Holdings):
         self.answered_bytes += size
         self._answer(queue, key, Listed(letters))
 
-    # --- what comes by itself ----------------------------------------------------------------------------------
-
-    def _promote(self) -> None:
-        queues: dict[Queue, None] = {}
-        for job, due in self._schedule.pop_due(self._wall, DUE_MAX):
-            if due:
-                queue = self.queues[job.queue]
-                queue.place(job, TRANSITIONS[Verb.DUE][job.status])
-                queues[queue] = None
-        for queue in queues:
-            self._match(queue)
-
-    def _expire(self) -> None:
-        queues: dict[Queue, None] = {}
-        found = self._deadlines.pop_due(self._now, DUE_MAX)
-        for job, _ in found:
-            job.timed = False
-        for job in sorted((job for job, due in found if due), key=lambda job: (job.deadline, job.seq)):
-            queue = self.queues[job.queue]
-            if job.delivering or (self.away and job.persist):
-                job.deadline = self._now + (DELIVERING_US if job.delivering else PUT_OFF_US)
-                self._arm(queue, job)
-                continue
-            self._make_room(job)
-            image = image_of(job)
-            job.run_id = None
-            job.updated_at = self._clock
-            last = 0 <= job.max_retries < job.attempt
-            if last:
-                job.reason = "timeout"
-            queue.place(job, TRANSITIONS[Verb.DIE if last else Verb.EXPIRE][job.status])
-            if last:
-                self._arm(queue, job)
-            note = Note("died" if last else "timeout", job.queue, job.id, job.attempt, job.persist)
-            self._settle(queue, None, note, job, image, write=job.persist)
-            queues[queue] = None
-        for queue in queues:
-            self._match(queue)
-            while len(queue.dead) > self.limits.dead_letters_max:
-                oldest = next(iter(queue.dead.values()))
-                if self.away and oldest.persist:
-                    break  # the next death in this queue, or its age, brings it up again
-                self._drop(queue, oldest)
-            self._forget_if_empty(queue)
-
-    def _end_polls(self) -> None:
-        for waiter, due in self._polls.pop_due(self._now, DUE_MAX):
-            if due:
-                self.cancel(waiter.key)
-                self._answer(self.queues.get(waiter.queue.name), waiter.key, Delivered([]))
-
-    def _drop_old(self) -> None:
-        oldest = self._clock - self._wall_stepped - self.limits.dead_letters_us_max
-        for _ in range(DUE_MAX):
-            if not self._graves or self._graves[0][0] > oldest:
-                return
-            queue, job = self._graves[0][1], letter_of(self._graves[0])
-            if job is not None and job.persist and self.away:
-                return
-            self._graves.popleft()
-            if job is not None:
-                self._drop(queue, job)
-                self._forget_if_empty(queue)
-
-    def _drop(self, queue: Queue, job: Job) -> None:
-        self._make_room(job)
-        image = image_of(job)
-        self.bytes -= footprint(job)
-        queue.place(job, TRANSITIONS[Verb.DROP][job.status])
-        self._settle(queue, None, Note("dropped", job.queue, job.id, job.attempt, job.persist), job, image, write=job.persist)
-
 
 def _not_found(job: Job | None, run_id: bytes | None) -> Refused:
     if job is None:
@@ -491,4 +419,5 @@ def _dead_letter(job: Job) -> DeadLetter:
         job.reason or "",
         job.created_at,
         job.updated_at,
+        job.extras,
     )

@@ -41,7 +41,7 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX
 from proteus_shards.core.measures import Survey
-from proteus_shards.core.model import Row
+from proteus_shards.core.model import Record, Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
 from proteus_shards.shard.meter import Meter
 from proteus_shards.store.contract import Damaged, Durability, check_durability
@@ -136,6 +136,10 @@ class Pump:
         self.epoch = await self.store.open()
         check_durability(self.store, self.required)
         damaged: list[tuple[str, str]] = []
+        async for found in self.store.load_records():
+            damaged += [(item.where, item.fault) for item in found if isinstance(item, Damaged)]
+            wrong = self.shard.load_records([item for item in found if isinstance(item, Record)])
+            damaged += [(f"slot {key.slot}, record {key.kind}", fault) for key, fault in wrong]
         async for chunk in self.store.load():
             rows = [row for row in chunk if isinstance(row, Row)]
             for item in chunk:
@@ -325,13 +329,15 @@ class Pump:
         self._settle()
 
     async def _recover_store(self, keys: list[RowKey]) -> None:
-        """Try the store until it answers, bring the truth about the rows in doubt, and take writes again."""
+        """Try the store until it answers, bring the truth about the rows and records in doubt, and take writes again."""
+        record_keys = self.shard.records_in_doubt
         backoff = BACKOFF_FIRST_SECONDS
         while True:
             try:
                 self.epoch = await self.store.reopen()
                 check_durability(self.store, self.required)
                 rows = await self.store.read(keys) if keys else {}
+                values = await self.store.read_records(record_keys) if record_keys else {}
                 break
             except (StoreRefused, StoreUnknown, StoreWeak) as error:
                 self.meter.note_error(error)
@@ -343,6 +349,7 @@ class Pump:
             backoff = min(backoff * 2, BACKOFF_MAX_SECONDS)
         self._advance()
         self.shard.adopt(keys, rows)
+        self.shard.adopt_records(record_keys, values)
         self.shard.heal()
         log.info("store is back", extra={"epoch": self.epoch, "rows_read_back": len(keys)})
         self._settle()

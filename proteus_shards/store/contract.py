@@ -9,9 +9,9 @@ The shard's core decides; a store loads rows and commits batches. Five rules mak
    `StorePermanent` (surely nothing written, no retry helps), `StoreUnknown` (perhaps written), or `StoreFenced` /
    `StoreFailed` (this process must end). When in doubt it is `StoreUnknown`; a failed fsync is never less than `StoreFailed`.
 4. `load` yields every row of the shard's slots exactly once, ordered by `(ready_at, seq)`, as of the epoch just taken. A row
-   that cannot be read as one is yielded as `Damaged`, and left where it is.
-5. After `StoreUnknown` the shard calls `reopen` and then `read`. Once `reopen` has returned, the doubtful batch has either been
-   written or never will be (a new epoch fences it), so that what `read` returns is the truth.
+   that cannot be read as one is yielded as `Damaged`, and left where it is. `load_records` yields every record likewise, in any order.
+5. After `StoreUnknown` the shard calls `reopen`, then `read` and `read_records`. Once `reopen` has returned, the doubtful batch has either been
+   written or never will be (a new epoch fences it), so that what they return is the truth.
 
 The shard has one commit in flight at a time, and calls no other method meanwhile.
 
@@ -27,7 +27,7 @@ from typing import Protocol
 
 import msgspec
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.errors import StoreWeak
 
 
@@ -58,7 +58,7 @@ _RANK = {Durability.MEMORY: 0, Durability.WEAK: 1, Durability.PROCESS: 2, Durabi
 
 
 class Damaged(msgspec.Struct, frozen=True):
-    """A stored row that is not a job: where it lies and what is wrong with it, never what it holds."""
+    """A stored row that is not a job, or a record that cannot be read: where it lies and what is wrong with it, never what it holds."""
 
     where: str
     fault: str
@@ -72,9 +72,11 @@ class Store(Protocol):
     durability: Durability  # as found out by `open` and each `reopen`; before that the weakest that it may turn out to be
     terms: str  # what the durability rests on, one line: the server's version and settings, but no host, path or name, as /health shows it. Known after `open`
     keeps: bool  # False for the memory store: persist_data jobs are refused
-    row_bytes_max: int | None  # a row's names, payload and state together; larger jobs are refused with INVALID before any write
-    batch_rows_max: int | None  # deletes, inserts and marks of one batch; no larger one is given to `commit`
-    batch_bytes_max: int | None  # names, payloads and states of all rows of one batch, those of marked ones as they are in memory
+    row_bytes_max: int | None  # a row's names, payload, state and extras together; larger jobs are refused with INVALID before any write
+    batch_rows_max: int | None  # deletes, inserts, marks and records of one batch; no larger one is given to `commit`
+    batch_bytes_max: (
+        int | None
+    )  # names, payloads, states and extras of all rows of one batch, those of marked ones as they are in memory; names and values of records
 
     async def open(self) -> int:
         """Connect and take a new epoch, which is returned. The store was prepared for this number of shards.
@@ -84,7 +86,11 @@ class Store(Protocol):
         ...
 
     def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
-        """Yield all rows of this shard in order, in chunks. Called once, right after `open`."""
+        """Yield all rows of this shard in order, in chunks. Called once, right after `load_records`."""
+        ...
+
+    def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield all records of this shard, in chunks. Called once, right after `open`."""
         ...
 
     async def commit(self, batch: Batch) -> None:
@@ -97,6 +103,10 @@ class Store(Protocol):
 
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows that exist among `keys`."""
+        ...
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return the values of the records that exist among `keys`."""
         ...
 
     async def close(self) -> None:

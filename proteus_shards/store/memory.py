@@ -1,6 +1,7 @@
 """The store that keeps nothing.
 
-With it, a job with persist_data is refused, and so no batch ever has a row. It exists so that a shard needs no second way of working.
+With it, a job with persist_data is refused, and so no batch ever has a row. It exists so that a shard needs no second way of working. Records
+(settings of queues, schedules, …) are taken, so that all that can be set works without a store, for as long as the shard lives.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.store.contract import Damaged, Durability
 
 _epochs = count(1)
@@ -34,8 +35,13 @@ class MemoryStore:
         return
         yield []
 
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield nothing."""
+        return
+        yield []
+
     async def commit(self, batch: Batch) -> None:
-        """Take a batch without rows."""
+        """Take a batch without rows. What records it has is forgotten."""
         assert not batch.inserts, "a store that keeps nothing was given a row"
 
     async def reopen(self) -> int:
@@ -44,6 +50,11 @@ class MemoryStore:
 
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return nothing: there are no rows."""
+        assert keys is not None
+        return {}
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return nothing: there are no records."""
         assert keys is not None
         return {}
 

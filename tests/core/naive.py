@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 
+from proteus_shards.core.alarms import DELIVERING_US, PUT_OFF_US
 from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, ListDead, Next, Reason, Undeliver
 from proteus_shards.core.holdings import Limits
-from proteus_shards.core.shard import DELIVERING_US, PUT_OFF_US
 from tests.core.naive_words import NaiveJob, Operation, Poll, Reply, Run
 
 SECOND = 1_000_000

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from proteus_shards.core.commands import Command, Outcome
 from proteus_shards.core.holdings import Limits
-from proteus_shards.core.model import Batch, Mark, Row, RowKey
+from proteus_shards.core.model import Batch, Mark, Record, RecordKey, Row, RowKey
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import StoreError
 from proteus_shards.shard.pump import Pump
@@ -29,6 +29,7 @@ class ScriptedStore:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], Row] = {}
+        self.records: dict[RecordKey, bytes] = {}
         self.script: list[tuple[StoreError, bool] | None] = []
         self.away: list[StoreError] = []  # raised by the coming reopens
         self.batches: list[Batch] = []
@@ -49,6 +50,9 @@ class ScriptedStore:
         rows = sorted(self.rows.values(), key=lambda row: (row.ready_at, row.seq))
         yield rows
 
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        yield [Record(key.slot, key.kind, key.name, value) for key, value in self.records.items()]
+
     async def commit(self, batch: Batch) -> None:
         self.batches.append(batch)
         self.began.set()
@@ -67,23 +71,33 @@ class ScriptedStore:
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         return {key: self.rows[key.slot, key.seq] for key in keys if (key.slot, key.seq) in self.rows}
 
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        return {key: self.records[key] for key in keys if key in self.records}
+
     async def close(self) -> None:
         pass
 
     def _write(self, batch: Batch) -> None:
-        for key in batch.deletes:
-            del self.rows[key.slot, key.seq]
+        for gone in batch.deletes:
+            del self.rows[gone.slot, gone.seq]
         for row in batch.inserts:
             self.rows[row.slot, row.seq] = row
         for mark in batch.marks:
             self.rows[mark.slot, mark.seq] = _marked(self.rows[mark.slot, mark.seq], mark)
+        for record in batch.records:
+            key = RecordKey(record.slot, record.kind, record.name)
+            if record.value is None:
+                self.records.pop(key, None)
+            else:
+                self.records[key] = record.value
 
 
 def _marked(row: Row, mark: Mark) -> Row:
     state = mark.state if mark.state_set else row.state
+    extras = mark.extras if mark.extras_set else row.extras
     return Row(
         row.slot, row.seq, row.queue, row.id, mark.status, row.ready_at, row.run_at, row.timeout, row.max_retries, mark.attempt,
-        mark.run_id, mark.reason, row.created_at, mark.updated_at, row.payload, state,
+        mark.run_id, mark.reason, row.created_at, mark.updated_at, row.payload, state, extras,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from proteus_shards.core.model import Batch, Mark, Row, RowKey
+from proteus_shards.core.model import Batch, Mark, Record, RecordKey, Row, RowKey
 from proteus_shards.errors import StoreFailed, StoreFenced, StorePermanent, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
 
@@ -34,6 +34,7 @@ class Disk:
         self.rows: dict[tuple[int, int], Row] = {}
         self.live: defaultdict[str, dict[str, Row]] = defaultdict(dict)
         self.damaged: dict[tuple[int, int], Row] = {}  # rows that can't be read: what they were
+        self.records: dict[RecordKey, bytes] = {}
         self.epoch = 0
         self.faults: dict[str, int] = {}  # how many commits went wrong in which way
         self.stores: list[SimulatedStore] = []  # those that believe to own rows
@@ -62,6 +63,12 @@ class Disk:
                 if row.id in live[row.queue]:
                     raise Violation(f"two live rows of {row.queue}/{row.id}")
                 live[row.queue][row.id] = row
+        for record in batch.records:
+            name = RecordKey(record.slot, record.kind, record.name)
+            if record.value is None:
+                self.records.pop(name, None)
+            else:
+                self.records[name] = record.value
 
     def check_inserts(self, batch: Batch) -> None:
         """Check that no row takes the place of another, readable or not."""
@@ -130,6 +137,9 @@ class SimulatedStore:
             raise StoreRefused
         yield rows[half:]
 
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        yield [Record(key.slot, key.kind, key.name, value) for key, value in self.disk.records.items() if key.slot in self.slots]
+
     async def commit(self, batch: Batch) -> None:
         self.commits += 1
         if (fault := self._misfit(batch)) is not None:
@@ -169,6 +179,12 @@ class SimulatedStore:
         self.known()
         rows = self.disk.rows
         return {key: rows[key.slot, key.seq] for key in keys if (key.slot, key.seq) in rows}
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        await self._travel()
+        if not self._plan.healed and self._random() < self._plan.load_fails:
+            raise StoreRefused if self._random() < 0.5 else StoreUnknown
+        return {key: self.disk.records[key] for key in keys if key in self.disk.records}
 
     async def close(self) -> None:
         pass
@@ -256,6 +272,7 @@ class SimulatedStore:
         if size is not None and len(batch) > 1:
             length = sum(len(row.payload) + len(row.state or b"") + len(row.queue) + len(row.id) for row in batch.inserts)
             length += sum(len(mark.state or b"") + len(mark.queue) + len(mark.id) for mark in batch.marks)
+            length += sum(len(record.name) + len(record.value or b"") for record in batch.records)
             if length > size:
                 return f"a batch of {length} bytes, the limit is {size}"
         return None
@@ -270,4 +287,5 @@ def _marked(row: Row, mark: Mark) -> Row:
     return Row(
         row.slot, row.seq, row.queue, row.id, mark.status, row.ready_at, row.run_at, row.timeout, row.max_retries, mark.attempt,
         mark.run_id, mark.reason, row.created_at, mark.updated_at, row.payload, mark.state if mark.state_set else row.state,
+        mark.extras if mark.extras_set else row.extras,
     )  # fmt: skip
