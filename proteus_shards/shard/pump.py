@@ -39,7 +39,6 @@ from proteus_shards.core.commands import (
     Statistics,
     Undeliver,
 )
-from proteus_shards.core.holdings import ANSWER_BYTES_MAX
 from proteus_shards.core.measures import Survey
 from proteus_shards.core.model import Record, Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
@@ -64,6 +63,8 @@ BACKOFF_FIRST_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 2.0
 NOTES = {"timeout": "run timed out", "died": "job is dead", "dropped": "dead letter dropped"}
 SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
+FLUSH_BYTES = 64 * 1024  # jobs of so many bytes are sent before more commands are looked at,
+FLUSH_JOBS = 200  # and so many before more answers are written out: the front works on them while we go on
 UNSENT_BYTES_MAX = 32 * 1024 * 1024  # of answers for one front; with more, none that brings jobs is added
 CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one was refused for good
 
@@ -189,7 +190,7 @@ class Pump:
                 self._put(link, number, Refused(Reason.FULL, "too many bytes of answers wait to be sent to this front"))
             else:
                 shard.apply((link, number), command)
-                if shard.answered_bytes > ANSWER_BYTES_MAX:
+                if shard.answered_bytes > FLUSH_BYTES:
                     self._settle()
         self._settle()
 
@@ -377,17 +378,21 @@ class Pump:
         """Give out all answers and notes, wake the commit loop if rows wait, and set the timer."""
         shard = self.shard
         shard.answered_bytes = 0
+        brought = 0
         while replies := shard.take_replies():
             for key, outcome in replies:
                 link, number = cast("tuple[Link, int]", key)
                 if not link.closed:
                     self._put(link, number, outcome)
+                    if type(outcome) is Delivered:
+                        brought += len(outcome.jobs)
+                        if brought > FLUSH_JOBS:
+                            brought = 0
+                            self._flush()
                 elif isinstance(outcome, Delivered):  # nobody will ever see it
                     for job in outcome.jobs:
                         shard.apply(None, Undeliver(job.queue, job.id, job.run_id))
-        for link in self._unflushed:
-            link.flush()
-        self._unflushed.clear()
+        self._flush()
         if shard.notes:
             self._log_notes()
         if shard.has_open:
@@ -398,6 +403,11 @@ class Pump:
             wait = min(max(wait, 0 if self._now_us >= self._grace_until_us else GRACE_US), IDLE_US)
             if self._timer is None or self._now_us + wait < self._timer_us:
                 self._set_timer(self._now_us, wait)
+
+    def _flush(self) -> None:
+        for link in self._unflushed:
+            link.flush()
+        self._unflushed.clear()
 
     def _put(self, link: Link, number: int, outcome: Outcome) -> None:
         link.put(number, outcome)
