@@ -22,6 +22,7 @@ import trio
 from proteus_shards.config import BEAT_SECONDS, Beat, Failed, FrontBoot, Ready, ShardBoot
 from proteus_shards.errors import StartError
 from proteus_shards.surroundings import child_environment
+from proteus_shards.tally import CRASH_LOOP_MIN
 
 log = logging.getLogger("proteus_shards.supervisor")
 
@@ -42,6 +43,7 @@ class ChildStatistics(msgspec.Struct, frozen=True):
     serves: bool
     starts: int
     restarts: int  # how often it was started again after its end
+    crashes: int  # how often in a row it has ended soon after its start; 0 once one serves for a while
 
 
 class Backoff:
@@ -103,12 +105,15 @@ class Child:
         self._serving_since: float | None = None
         self._starts = 0
         self._silent_starts = 0
+        self._crashes = 0
         self._beaten = False
 
     def statistics(self) -> ChildStatistics:
         """Return what there is to know about it now."""
         pid = self._process.pid if self._process else None
-        return ChildStatistics(self.name, pid, self._serving_since is not None, self._starts, max(0, self._starts - 1))
+        since = self._serving_since
+        crashes = 0 if since is not None and trio.current_time() - since >= SERVED_SECONDS_ENOUGH else self._crashes
+        return ChildStatistics(self.name, pid, since is not None, self._starts, max(0, self._starts - 1), crashes)
 
     def stop(self) -> None:
         """Ask the process to finish what it does and end, and start no other. Harmless if repeated."""
@@ -133,8 +138,10 @@ class Child:
                 served_seconds = await self._run()
                 if self._stop.is_set() or self.failure is not None or (self._once and self.ready.is_set()):
                     break
+                self._crashes = 1 if served_seconds >= SERVED_SECONDS_ENOUGH else self._crashes + 1
                 delay = backoff.after(served_seconds)
-                log.warning("restarting", extra={"child": self.name, "delay_seconds": delay})
+                level = logging.WARNING if self._crashes < CRASH_LOOP_MIN else logging.ERROR
+                log.log(level, "restarting", extra={"child": self.name, "delay_seconds": delay, "crashes": self._crashes})
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(cancel_on, self._stop, nursery.cancel_scope)
                     await trio.sleep(delay)

@@ -146,7 +146,16 @@ class Supervisor:
         """Write down how often each child was started again, for the page of metrics."""
         while True:
             kept = [child.statistics() for child in (*self._shards, *self._fronts)]
-            self._tally.keep([("proteus_process_restarts_total", [child.name], child.restarts) for child in kept])
+            self._tally.keep(
+                [
+                    sample
+                    for child in kept
+                    for sample in (
+                        ("proteus_process_restarts_total", [child.name], child.restarts),
+                        ("proteus_process_crashes", [child.name], child.crashes),
+                    )
+                ]
+            )
             for _ in range(WRITE_TICKS):
                 due = trio.current_time() + TICK_SECONDS
                 await trio.sleep_until(due)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25  # between two looks at how late an event loop is
 WRITE_TICKS = 4  # of which so many pass from one write of the file to the next
+CRASH_LOOP_MIN = 3  # ends in a row, each soon after its start, that make a crash loop
 LAG_SECONDS = 15.0  # the largest lag is that of the last one to two of these
 COMMIT_ROWS_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000)
 COMMIT_BOUNDS_US = (100, 250, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000)
@@ -122,6 +123,9 @@ METRICS: dict[str, Metric] = {
     "proteus_process_cpu_seconds_total": Metric("counter", ("process",), "user and system time, of all processes of that name"),
     "proteus_process_resident_bytes": Metric("gauge", ("process",), "resident memory"),
     "proteus_process_restarts_total": Metric("counter", ("process",), "times that a process was started again after its end"),
+    "proteus_process_crashes": Metric(
+        "gauge", ("process",), f"times in a row that a process has ended soon after its start; from {CRASH_LOOP_MIN} on it is a crash loop"
+    ),
     "proteus_event_loop_lag_seconds": Metric(
         "gauge", ("process",), f"how late the event loop was at worst, in the last {LAG_SECONDS:g} to {2 * LAG_SECONDS:g} seconds"
     ),

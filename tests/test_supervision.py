@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
+from proteus_shards.child import SERVED_SECONDS_ENOUGH, Child
+from proteus_shards.config import Settings, ShardBoot
 from proteus_shards.surroundings import watchdog_seconds
+from proteus_shards.tally import CRASH_LOOP_MIN
 from tests.conftest import Server, StartServer, eventually
 
 HANG = ("--hang-seconds-max", "3")
@@ -45,6 +49,34 @@ def test_a_process_that_hangs_is_replaced(name: str, start_server: StartServer) 
     eventually(lambda: server.request("GET", "/ready").status == 200)
 
     assert server.request("GET", "/next?queue=q").json()["id"] == "1"
+
+
+def test_a_crash_loop_shows_in_ready_and_in_the_metrics(start_server: StartServer) -> None:
+    """Both say which process ends soon after each start, and how often in a row; the others are not named."""
+    server = start_server("--shards", "1", "--store", "memory:")
+    for _ in range(CRASH_LOOP_MIN):
+        eventually(lambda: server.request("GET", "/ready").status == 200)
+        pid = pid_of(server, "shard")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda gone=pid: pid_of(server, "shard") not in (None, gone))  # type: ignore[misc]
+
+    eventually(lambda: server.request("GET", "/ready").json().get("crash_loops") == {"shard-0": CRASH_LOOP_MIN})
+    page = server.request("GET", "/metrics").body.decode()
+
+    assert f'proteus_process_crashes{{process="shard-0"}} {CRASH_LOOP_MIN}.0' in page
+    assert 'proteus_process_crashes{process="front-0"} 0.0' in page
+    assert '"level": "error"' in next(line for line in server.log().splitlines() if f'"crashes": {CRASH_LOOP_MIN}' in line)
+
+
+async def test_a_process_that_serves_for_a_while_is_in_no_crash_loop() -> None:
+    """Its next end is the first in a row."""
+    child = Child("x", ("true",), ShardBoot(Settings(), 0, "/nowhere"))
+    child._crashes = 7
+    before = child.statistics().crashes
+    child._serving_since = trio.current_time() - SERVED_SECONDS_ENOUGH
+
+    assert (before, child.statistics().crashes) == (7, 0)
 
 
 def test_a_group_that_was_stopped_as_a_whole_hangs_nowhere(start_server: StartServer) -> None:

@@ -67,6 +67,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str | None = None
     request_id: str | None = None
     shards_away: list[int] | None = None
+    crash_loops: dict[str, int] | None = None
     completed: bool | None = None
     line: int | None = None
     retry_after: int = 1
@@ -93,6 +94,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             job_id=self.job_id,
             request_id=self.request_id,
             shards_away=self.shards_away,
+            crash_loops=self.crash_loops,
             completed=self.completed,
             line=self.line,
         )
@@ -164,6 +166,7 @@ class _ProblemView(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     job_id: str | None = None
     request_id: str | None = None
     shards_away: list[int] | None = None
+    crash_loops: dict[str, int] | None = None
     completed: bool | None = None
     line: int | None = None
 

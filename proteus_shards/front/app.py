@@ -58,9 +58,10 @@ def make_app(router: Router, settings: Settings, page: Page | None = None, *, me
     app.config["BODY_TIMEOUT"] = settings.request_seconds_max
     app.config["RESPONSE_TIMEOUT"] = None  # the connection has its own, which works
     app.url_map.merge_slashes = False
+    page = page or Page(router, settings)
     if not metrics_only:
-        add_native_routes(app, router, settings)
-    add_metrics_route(app, page or Page(router, settings))
+        add_native_routes(app, router, settings, page.crash_loops)
+    add_metrics_route(app, page)
 
     async def http_error(error: HTTPException) -> Response:
         return response_of(problem_of(error, settings).answer())

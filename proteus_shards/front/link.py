@@ -55,6 +55,7 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.model import SECOND_US
 from proteus_shards.errors import ProtocolError, VersionError
+from proteus_shards.fault_points import reached
 from proteus_shards.front.pending import REQUEST_BYTES, UNSETTLED, Group, OnOutcomes, OnReply, Pending, ignore, weigh
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.messages import Goodbye, Request, check_hello, decode_greeting, decode_replies, encode, hello
@@ -400,8 +401,10 @@ class Link:
             if not data:
                 return "the shard closed the link"
             for body in frames.feed(data):
+                reached("link.received")
                 for number, outcome in decode_replies(body):
                     self._take_reply(number, outcome)
+                reached("link.settled")
 
     def _take_reply(self, number: int, outcome: Outcome) -> None:
         pending = self._pending.pop(number, None)
@@ -421,6 +424,7 @@ class Link:
             frame = self._frame(self._take())
             if frame:
                 await stream.send_all(frame)
+                reached("link.sent")
             else:
                 await trio.lowlevel.checkpoint()
 

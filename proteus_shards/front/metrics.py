@@ -35,7 +35,18 @@ from proteus_shards.front.counts import problem_samples
 from proteus_shards.front.link import Link
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
-from proteus_shards.tally import METRICS, TICK_SECONDS, WRITE_TICKS, Tally, files_of, plus, read_tally, take_file, tally_path
+from proteus_shards.tally import (
+    CRASH_LOOP_MIN,
+    METRICS,
+    TICK_SECONDS,
+    WRITE_TICKS,
+    Tally,
+    files_of,
+    plus,
+    read_tally,
+    take_file,
+    tally_path,
+)
 
 MEASURE_SECONDS_MAX = 3.0  # for the measures of a shard; then its file must do
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,6 +68,11 @@ class Page:
         self._tally = Tally(run_dir, f"front-{front}", self._file)
         self._queues: dict[int, list[QueueMeasure]] = {}  # by shard, as it last said
         self._shown: dict[str, None] = {}
+
+    def crash_loops(self) -> dict[str, int]:
+        """Return the processes that end soon after each start, and how often in a row each has."""
+        crashes = [(labels[0], value) for name, labels, value in self._read("supervisor") if name == "proteus_process_crashes"]
+        return {process: int(value) for process, value in crashes if not isinstance(value, list) and value >= CRASH_LOOP_MIN}
 
     async def text(self) -> bytes:
         """Put the page together."""

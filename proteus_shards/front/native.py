@@ -27,11 +27,11 @@ from proteus_shards.front.router import Router
 View = Callable[[], Awaitable[Response]]
 
 
-def add_native_routes(app: QuartTrio, router: Router, settings: Settings) -> None:
-    """Add the routes of the native API."""
+def add_native_routes(app: QuartTrio, router: Router, settings: Settings, crash_loops: Callable[[], dict[str, int]]) -> None:
+    """Add the routes of the native API. `crash_loops` tells which processes end soon after each start, and how often in a row."""
     views: list[tuple[str, str, View]] = [(method, path, _view_of(parse, router, settings)) for (method, path), parse in OPERATIONS.items()]
     views.append(("GET", "/health", _health_view(router, settings)))
-    views.append(("GET", "/ready", _ready_view(router, settings)))
+    views.append(("GET", "/ready", _ready_view(router, settings, crash_loops)))
     for method, path, view in views:
         for prefix in PREFIXES:
             app.add_url_rule(prefix + path, f"{method} {prefix}{path}", view, methods=[method], provide_automatic_options=False)
@@ -103,15 +103,16 @@ def _health_view(router: Router, settings: Settings) -> View:
     return view
 
 
-def _ready_view(router: Router, settings: Settings) -> View:
+def _ready_view(router: Router, settings: Settings, crash_loops: Callable[[], dict[str, int]]) -> View:
     async def view() -> Response:
         """Say whether requests for every queue can be served."""
         if router.draining:
             return response_of(Problem(status=503, detail="the server is shutting down").answer())
-        away = router.away()
+        away, crashes = router.away(), crash_loops()
         if away:
             detail = f"{len(away)} of {settings.shards} shards are away: {', '.join(map(str, away))}"
-            return response_of(Problem(status=503, detail=detail, shards_away=away).answer())
-        return response_of(json_answer({"status": "ready", "shards": settings.shards}))
+            return response_of(Problem(status=503, detail=detail, shards_away=away, crash_loops=crashes or None).answer())
+        ready = {"status": "ready", "shards": settings.shards}
+        return response_of(json_answer(ready | {"crash_loops": crashes} if crashes else ready))
 
     return view

@@ -42,6 +42,7 @@ from proteus_shards.core.commands import (
 from proteus_shards.core.measures import Survey
 from proteus_shards.core.model import Record, Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
+from proteus_shards.fault_points import reached
 from proteus_shards.shard.meter import Meter
 from proteus_shards.store.contract import Damaged, Durability, check_durability
 
@@ -156,6 +157,7 @@ class Pump:
         self.damaged = len(damaged)
         for where, fault in damaged:
             log.error("stored row is not a job, kept aside", extra={"where": where, "fault": fault})
+        reached("shard.recovered")
         self.recovery_seconds = round((self._now_us - started) / 1e6, 3)
         log.info(
             "recovered",
@@ -285,6 +287,7 @@ class Pump:
         if len(batch):
             self._committing = True
             started_us, _ = self._read_clocks()
+            reached("shard.cut")
             try:
                 await self.store.commit(batch)
             except StoreRefused as error:
@@ -303,6 +306,7 @@ class Pump:
                 raise
             finally:
                 self._committing = False
+            reached("shard.committed")
             self._commits += 1
             self._rows_written += len(batch)
             self._careful = max(0, self._careful - 1)
@@ -310,6 +314,7 @@ class Pump:
         self._advance()
         self.shard.committed()
         self._settle()
+        reached("shard.released")
 
     def _fail(self, reason: Reason, detail: str, error: BaseException) -> list[RowKey]:
         self.meter.note_error(error)
@@ -332,6 +337,7 @@ class Pump:
     async def _recover_store(self, keys: list[RowKey]) -> None:
         """Try the store until it answers, bring the truth about the rows and records in doubt, and take writes again."""
         record_keys = self.shard.records_in_doubt
+        reached("shard.lost")
         backoff = BACKOFF_FIRST_SECONDS
         while True:
             try:

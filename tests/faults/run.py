@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from proteus_shards.fault_points import VARIABLE
 from tests.faults.checker import Judgement, check
 from tests.faults.evidence import Terms
 from tests.faults.history import History, Op, Recorder, Window, pair, read_lines
@@ -37,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
     terms: Terms = Terms()
     shards: int = 2
     mutation: str = ""
+    points: str = ""  # what `fault_points.arm` is told
     clock: bool = False
     options: tuple[str, ...] = ()
     brief: bool = False  # one drain and no restart: enough to show that something is wrong
@@ -65,6 +67,7 @@ class Result(msgspec.Struct):
     trouble: list[str]
     notes: list[str]
     log: str
+    struck: Counter[str]  # fault points, and how often each
 
 
 async def run(plan: Plan, place: Place, folder: Path, say: Callable[[str], None] | None = None) -> Result:
@@ -113,6 +116,7 @@ async def run(plan: Plan, place: Place, folder: Path, say: Callable[[str], None]
         world.trouble + load.trouble,
         place.notes,
         world.log(),
+        world.struck,
     )
 
 
@@ -121,6 +125,9 @@ def _world(plan: Plan, place: Place, folder: Path, recorder: Recorder) -> World:
     clock_path = folder / "clock" if plan.clock else None
     if clock_path is not None:
         clock_path.write_text("0")
+    environ = {"PROTEUS_TEST_CLOCK": str(clock_path)} if clock_path is not None else {}
+    if plan.points:
+        environ[VARIABLE] = f"seed={plan.seed} {plan.points}"
     return World(
         place,
         folder,
@@ -130,7 +137,7 @@ def _world(plan: Plan, place: Place, folder: Path, recorder: Recorder) -> World:
         shards=plan.shards,
         options=("--request-seconds-max", f"{REQUEST_SECONDS_MAX:g}", "--dead-letters-max", "1000000", *plan.options),
         program=("-m", "tests.faults.mutated", ",".join(names)) if names else PLAIN,
-        environ={"PROTEUS_TEST_CLOCK": str(clock_path)} if clock_path is not None else {},
+        environ=environ,
         clock_path=clock_path,
     )
 

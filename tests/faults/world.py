@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from proteus_shards.core.model import Status
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.errors import ProteusError
+from proteus_shards.fault_points import EXIT_STATUS
 from proteus_shards.store.contract import Damaged
 from proteus_shards.store.registry import make_store
 from tests.conftest import LOG_SHOWN_MAX, Server, children_of, runs
@@ -64,6 +66,7 @@ class World:
         self._killed: set[int] = set()
         self._refused: set[str] = set()  # children that said that they cannot serve just now
         self._read = 0  # bytes of the newest log
+        self.struck: Counter[str] = Counter()  # fault points
         self._life = 0  # how often the number of shards has changed
 
     @property
@@ -244,7 +247,9 @@ class World:
 
     def _take(self, said: dict[str, object]) -> None:
         process = str(said.get("process"))
-        if said["event"] in {"recovered", "store is back"} and self.place.keeps:
+        if said["event"] == "fault point":
+            self.struck[str(said["point"])] += 1
+        elif said["event"] in {"recovered", "store is back"} and self.place.keeps:
             self._note_epoch(int(process.removeprefix("shard-")), int(str(said["epoch"])))
         elif said["event"] == "cannot serve" and not said["final"]:
             self._refused.add(str(said["child"]))  # the store did not answer its start: it is tried again, and has held nothing
@@ -253,9 +258,9 @@ class World:
             if child in self._refused:
                 self._refused.discard(child)
                 return
-            pid = said.get("pid")
+            pid = said.get("pid") if said["returncode"] != EXIT_STATUS else None
             dead = self.queues_of(int(child.removeprefix("shard-"))) if child.startswith("shard-") else []
-            self._note_death(child, f"returncode {said['returncode']}", dead, by_itself=pid not in self._killed)
+            self._note_death(child, f"returncode {said['returncode']}", dead, by_itself=pid is not None and pid not in self._killed)
 
     def queues_of(self, shard: int) -> list[str]:
         """Return the queues of a shard."""
