@@ -1,7 +1,7 @@
 """What holds of every store, as tests. A store's test file gives a `Backing` and inherits the rest.
 
-`Exercise` is for all stores, `KeepingExercise` for those that keep rows, with the cases of `exercise_rows.py` and `exercise_owners.py`. A fault
-found in one store becomes a case here.
+`Exercise` is for all stores, `KeepingExercise` for those that keep rows, with the cases of `exercise_rows.py`, `exercise_records.py` and
+`exercise_owners.py`. A fault found in one store becomes a case here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proteus_shards.core.extras import Extras, pack_extras
 from proteus_shards.core.model import Batch, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import shard_of, slots_of
 from proteus_shards.errors import StoreError, StoreFenced, StorePermanent
 from tests.store.backing import Backing
 from tests.store.exercise_owners import OwnersExercise
+from tests.store.exercise_records import RecordsExercise
 from tests.store.exercise_rows import RowsExercise
 from tests.store.rows import (
     commit_all,
@@ -27,12 +29,15 @@ from tests.store.rows import (
     inserting,
     key_of,
     load_all,
+    load_records,
     make_mark,
+    make_record,
     make_row,
     marked,
     marking,
     marks_of,
     opened,
+    record_key_of,
     rows_of,
 )
 
@@ -74,8 +79,10 @@ class Exercise:
     async def test_a_new_store_is_empty(self, backing: Backing) -> None:
         """Nothing is loaded, nothing found."""
         async with opened(backing.store()) as store:
+            assert await load_records(store) == {}
             assert await load_all(store) == []
             assert await store.read([key_of(make_row(1))]) == {}
+            assert await store.read_records([record_key_of(make_record("a"))]) == {}
 
     @in_asyncio
     async def test_an_empty_batch_is_committed(self, backing: Backing) -> None:
@@ -101,7 +108,7 @@ class Exercise:
         assert store.row_bytes_max is None or store.row_bytes_max >= 64 * 1024
 
 
-class KeepingExercise(OwnersExercise, RowsExercise, Exercise):
+class KeepingExercise(OwnersExercise, RecordsExercise, RowsExercise, Exercise):
     """What holds of a store that keeps rows."""
 
     @in_asyncio
@@ -130,14 +137,16 @@ class KeepingExercise(OwnersExercise, RowsExercise, Exercise):
     @in_asyncio
     async def test_what_is_loaded_makes_a_job(self, backing: Backing) -> None:
         """The types are those of the model, not the driver's own."""
-        row = make_row(1, status=Status.IN_FLIGHT, run_id=bytes(16), run_at=7, state=b"{}")
+        packed = pack_extras(Extras(key="k", priority=-3))
+        row = make_row(1, status=Status.IN_FLIGHT, run_id=bytes(16), run_at=7, state=b"{}", extras=packed)
         async with opened(backing.store()) as store:
             await store.commit(inserting(row))
             (loaded,) = await load_all(store)
 
         assert isinstance(loaded, Row)
         assert job_of(loaded).payload == row.payload
-        assert (type(loaded.payload), type(loaded.state), type(loaded.run_id)) == (bytes, bytes, bytes)
+        assert job_of(loaded).extras == Extras(key="k", priority=-3)
+        assert {type(loaded.payload), type(loaded.state), type(loaded.run_id), type(loaded.extras)} == {bytes}
 
     @in_asyncio
     async def test_a_payload_and_a_state_of_a_megabyte_come_back(self, backing: Backing) -> None:
@@ -165,19 +174,37 @@ class KeepingExercise(OwnersExercise, RowsExercise, Exercise):
 
             assert await load_all(store) == [marked(second, mark), third, heir]
 
+    @pytest.mark.parametrize("part", ["state", "extras"])
     @in_asyncio
-    async def test_a_mark_changes_the_state_only_if_it_says_so(self, backing: Backing) -> None:
-        """A state may be set, cleared, or left, from any to any other."""
-        states = (None, b"", b"short", b"l" * 5000)
-        cases = list(product(states, states, (True, False)))
-        rows = [make_row(seq, state=old) for seq, (old, _, _) in enumerate(cases)]
-        marks = [make_mark(row, state=new, state_set=state_set) for row, (_, new, state_set) in zip(rows, cases, strict=True)]
+    async def test_a_mark_changes_the_state_and_the_extras_only_if_it_says_so(self, backing: Backing, part: str) -> None:
+        """Each may be set, cleared, or left, from any to any other, and the other stays."""
+        values = (None, b"", b"short", b"l" * 5000)
+        cases = list(product(values, values, (True, False)))
+        other = {"state": "extras", "extras": "state"}[part]
+        rows = [make_row(seq, **{part: old, other: b"stays"}) for seq, (old, _, _) in enumerate(cases)]
+        marks = [make_mark(row, **{part: new, f"{part}_set": is_set}) for row, (_, new, is_set) in zip(rows, cases, strict=True)]
+        expected = [marked(row, mark) for row, mark in zip(rows, marks, strict=True)]
         async with opened(backing.store()) as store:
             await commit_all(store, inserting(*rows))
             await commit_all(store, marking(*marks))
-            found = await store.read([key_of(row) for row in rows])
+            assert await store.read([key_of(row) for row in rows]) == {key_of(row): row for row in expected}
 
-        assert [found[key_of(row)].state for row in rows] == [new if state_set else old for old, new, state_set in cases]
+        assert [getattr(row, part) for row in expected] == [new if is_set else old for old, new, is_set in cases]
+
+    @in_asyncio
+    async def test_marks_of_all_sorts_go_together(self, backing: Backing) -> None:
+        """Some set the state, some the extras, some both, some neither, small and large."""
+        sorts = list(product((True, False), (True, False), (b"s", b"l" * 3000), (None, b"e", b"x" * 3000)))
+        rows = [make_row(seq, extras=b"old" if seq % 3 else None) for seq in range(2 * len(sorts))]
+        marks = [
+            make_mark(row, state_set=state_set, state=state, extras_set=extras_set, extras=extras)
+            for row, (state_set, extras_set, state, extras) in zip(rows, sorts, strict=False)
+        ]
+        async with opened(backing.store()) as store:
+            await commit_all(store, inserting(*rows))
+            await commit_all(store, marking(*marks))
+            expected = [marked(row, mark) for row, mark in zip(rows, marks, strict=False)] + rows[len(marks) :]
+            assert await load_all(store) == expected
 
     @in_asyncio
     async def test_a_load_is_ordered_by_ready_at_and_then_seq(self, backing: Backing) -> None:
@@ -296,7 +323,12 @@ class KeepingExercise(OwnersExercise, RowsExercise, Exercise):
         """Each shard loads the rows of its own slots, dead letters and runs in flight too."""
         rows = [
             make_row(
-                seq, queue=f"q{seq % 17}", ready_at=NOW + seq // 3, status=(2, 3, 4)[seq % 3], run_id=bytes(16) if seq % 3 == 1 else None
+                seq,
+                queue=f"q{seq % 17}",
+                ready_at=NOW + seq // 3,
+                status=(2, 3, 4)[seq % 3],
+                run_id=bytes(16) if seq % 3 == 1 else None,
+                extras=b"extras %d" % seq if seq % 2 else None,
             )
             for seq in range(1, 300)
         ]
@@ -322,5 +354,5 @@ def jobs_by_queue(rows: list[Row]) -> dict[str, list[tuple[object, ...]]]:
     """Return the jobs of each queue in order, without the number that a store may give anew."""
     found: dict[str, list[tuple[object, ...]]] = {}
     for row in in_order(rows):
-        found.setdefault(row.queue, []).append((row.id, row.status, row.ready_at, row.run_id, row.payload, row.state))
+        found.setdefault(row.queue, []).append((row.id, row.status, row.ready_at, row.run_id, row.payload, row.state, row.extras))
     return found

@@ -175,7 +175,7 @@ class RowsExercise:
         bytes_max = min(store.batch_bytes_max or 8_000_000, 8_000_000)
         each = min(bytes_max // count, store.row_bytes_max or bytes_max)
         rows = [sized(make_row(seq), each) for seq in range(count)]
-        largest = sized(make_row(count), min(store.row_bytes_max or bytes_max, bytes_max), state=True)
+        largest = sized(make_row(count), min(store.row_bytes_max or bytes_max, bytes_max), state=True, extras=True)
         async with opened(store):
             await store.commit(inserting(*rows))
             await store.commit(inserting(largest))
@@ -209,9 +209,10 @@ class RowsExercise:
         assert 0 not in sizes
 
 
-def sized(row: Row, size: int, *, state: bool = False) -> Row:
-    """Return a row of this queue and id that counts for so many bytes in all, half of them its state if asked for."""
+def sized(row: Row, size: int, *, state: bool = False, extras: bool = False) -> Row:
+    """Return a row of this queue and id that counts for so many bytes in all, a third of them its state and another its extras, if asked for."""
     rest = size - len(row.queue.encode()) - len(row.id.encode())
-    half = rest // 2 if state else 0
+    part = rest // 3
     fill: Callable[[int], bytes] = lambda length: (b"%d." % row.seq * (length // 2 + 1))[:length]  # noqa: E731
-    return make_row(row.seq, payload=fill(rest - half), state=fill(half) if state else None)
+    payload = fill(rest - part * (state + extras))
+    return make_row(row.seq, payload=payload, state=fill(part) if state else None, extras=fill(part) if extras else None)

@@ -1,4 +1,4 @@
-"""Rows for tests of stores: made by hand, by Hypothesis, and as a dict says they should be."""
+"""Rows and records for tests of stores: made by hand, by Hypothesis, and as a dict says they should be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from typing import Any, ParamSpec
 import msgspec
 from hypothesis import strategies as st
 
-from proteus_shards.core.model import MAX_RETRIES_MAX, TIME_US_MAX, TIMEOUT_SECONDS_MAX, Batch, Mark, Row, RowKey, Status
+from proteus_shards.core.model import (
+    MAX_RETRIES_MAX,
+    TIME_US_MAX,
+    TIMEOUT_SECONDS_MAX,
+    Batch,
+    Kind,
+    Mark,
+    Record,
+    RecordKey,
+    Row,
+    RowKey,
+    Status,
+)
 from proteus_shards.core.placement import slot_of
 from proteus_shards.store.contract import Damaged, Store
 
@@ -79,8 +91,38 @@ def make_mark(row: Row, **changes: Any) -> Mark:
 def marked(row: Row, mark: Mark) -> Row:
     """Return what a mark makes of a row."""
     state = mark.state if mark.state_set else row.state
+    extras = mark.extras if mark.extras_set else row.extras
     names = ("status", "attempt", "run_id", "reason", "updated_at")
-    return msgspec.structs.replace(row, state=state, **{name: getattr(mark, name) for name in names})
+    return msgspec.structs.replace(row, state=state, extras=extras, **{name: getattr(mark, name) for name in names})
+
+
+def make_record(name: str, value: bytes | None = b"value", **changes: Any) -> Record:
+    """Return what a record shall be: that of the settings of a queue, unless `changes` says otherwise."""
+    return msgspec.structs.replace(Record(slot_of(name), int(Kind.QUEUE), name, value), **changes)
+
+
+def record_key_of(record: Record) -> RecordKey:
+    """Return the key of a record."""
+    return RecordKey(record.slot, record.kind, record.name)
+
+
+def as_dict(*records: Record) -> dict[RecordKey, bytes]:
+    """Return the values of records by their keys."""
+    return {record_key_of(record): record.value for record in records if record.value is not None}
+
+
+def recorded(model: dict[RecordKey, bytes], records: Iterable[Record]) -> None:
+    """Do to a dict what a batch with these records does to a store."""
+    for record in records:
+        if record.value is None:
+            model.pop(record_key_of(record), None)
+        else:
+            model[record_key_of(record)] = record.value
+
+
+def recording(*records: Record) -> Batch:
+    """Return a batch that writes records."""
+    return Batch([], [], [], list(records))
 
 
 def inserting(*rows: Row) -> Batch:
@@ -105,25 +147,34 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
 async def commit_all(store: Store, batch: Batch) -> None:
     """Commit a batch, in as many as the store's limits make of it."""
+    entries: list[RowKey | Mark | Row | Record] = [*batch.deletes, *batch.marks, *batch.inserts, *batch.records]
     rows_max = store.batch_rows_max or len(batch) or 1
-    bytes_max = store.batch_bytes_max or sum(map(size_of, batch.inserts)) or 1
+    bytes_max = store.batch_bytes_max or sum(map(size_of, entries)) or 1
     piece = Batch([], [], [])
     size = 0
-    entries: list[RowKey | Mark | Row] = [*batch.deletes, *batch.marks, *batch.inserts]
     for entry in entries:
         if len(piece) and (len(piece) == rows_max or size + size_of(entry) > bytes_max):
             await store.commit(piece)
             piece, size = Batch([], [], []), 0
         size += size_of(entry)
-        into: list[Any] = piece.deletes if isinstance(entry, RowKey) else piece.marks if isinstance(entry, Mark) else piece.inserts
-        into.append(entry)
+        match entry:
+            case RowKey():
+                piece.deletes.append(entry)
+            case Mark():
+                piece.marks.append(entry)
+            case Row():
+                piece.inserts.append(entry)
+            case Record():
+                piece.records.append(entry)
     await store.commit(piece)
 
 
-def size_of(entry: RowKey | Mark | Row) -> int:
-    """Return how many bytes of names, payload and state an entry of a batch has."""
-    names = len(entry.queue.encode()) + len(entry.id.encode())
-    return names + len(getattr(entry, "payload", b"")) + len(getattr(entry, "state", b"") or b"")
+def size_of(entry: RowKey | Mark | Row | Record) -> int:
+    """Return how many bytes an entry of a batch counts for: names, payload, state and extras, or a record's name and value."""
+    if isinstance(entry, Record):
+        return len(entry.name.encode()) + len(entry.value or b"")
+    parts = (getattr(entry, name, None) or b"" for name in ("payload", "state", "extras"))
+    return len(entry.queue.encode()) + len(entry.id.encode()) + sum(map(len, parts))
 
 
 @asynccontextmanager
@@ -139,6 +190,18 @@ async def opened(store: Store) -> AsyncIterator[Store]:
 async def load_all(store: Store) -> list[Row | Damaged]:
     """Return all that a load yields."""
     return [item async for chunk in store.load() for item in chunk]
+
+
+async def load_records(store: Store) -> dict[RecordKey, bytes]:
+    """Return all records that a store has. None is damaged, and none comes twice."""
+    found: dict[RecordKey, bytes] = {}
+    async for chunk in store.load_records():
+        for item in chunk:
+            assert isinstance(item, Record), item
+            assert type(item.value) is bytes
+            assert record_key_of(item) not in found
+            found[record_key_of(item)] = item.value
+    return found
 
 
 # names as core.model.name_fault allows them, and bytes of any kind
@@ -174,6 +237,7 @@ def rows_of(draw: st.DrawFn, seq: int) -> Row:
         updated_at=draw(times_us),
         payload=draw(blobs),
         state=draw(st.none() | blobs),
+        extras=draw(st.none() | blobs),
     )
 
 
@@ -189,4 +253,18 @@ def marks_of(draw: st.DrawFn, row: Row) -> Mark:
         updated_at=draw(times_us),
         state_set=draw(st.booleans()),
         state=draw(st.none() | blobs),
+        extras_set=draw(st.booleans()),
+        extras=draw(st.none() | blobs),
     )
+
+
+# names as core.model.RecordKey allows them, few enough to be met again
+record_names = st.one_of(st.sampled_from(["a", "b", "\x01", "\x7f\n", "{a}", "a:b"]), st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=4))  # fmt: skip
+
+
+@st.composite
+def records_of(draw: st.DrawFn, known: list[RecordKey]) -> list[Record]:
+    """Draw what a batch may say of records: of some that are known, of others, each once, written or removed."""
+    some = draw(st.lists(st.sampled_from(known), max_size=4)) if known else []
+    new = draw(st.lists(st.builds(RecordKey, st.sampled_from([0, 1, 511, 1023]), st.integers(1, 5), record_names), max_size=4))
+    return [Record(key.slot, key.kind, key.name, draw(st.none() | blobs)) for key in dict.fromkeys(some + new)]
