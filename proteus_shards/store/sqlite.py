@@ -1,9 +1,9 @@
-"""One shard's rows in one SQLite file.
+"""One shard's rows and records in one SQLite file.
 
 All calls that may block run on one thread, which alone has the connection; a commit never holds up the event loop. A file is only ever
 opened by `sqlite_file.py`, which holds its lock for life.
 
-**Commit.** BEGIN, is the epoch still ours, deletes, marks, inserts, COMMIT. What raises has been rolled back, or the store has failed: from then on
+**Commit.** BEGIN, is the epoch still ours, deletes, marks, inserts, records, COMMIT. What raises has been rolled back, or the store has failed: from then on
 every call raises the same again, and closing leaves the file exactly as it is. A delete or a mark without its row means that memory
 and store no longer agree. Nothing is repaired then: the batch is rolled back and the store has failed, since after
 a restart memory is what the store says.
@@ -35,13 +35,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple, Unpack
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.sqlite_file import Meta, abandon, check_meta, checkpoint, fault_of, open_file, query, take_epoch, translated
 from proteus_shards.store.sqlite_folder import database_path, manifest_for
-from proteus_shards.store.sqlite_rows import RowReader, read_rows, write_batch
+from proteus_shards.store.sqlite_rows import RecordReader, RowReader, read_records, read_rows, write_batch
 from proteus_shards.store.urls import SqliteUrl
 
 log = logging.getLogger("proteus_shards.store")
@@ -84,10 +84,11 @@ class SqliteStore:
         self._db: sqlite3.Connection | None = None
         self._fault: StoreError | None = None
         self._reader: RowReader | None = None
+        self._record_reader: RecordReader | None = None
         self._epoch = 0
         self._log_fd = -1
         self._log_mark = 0  # where the frame starts whose being there makes a checkpoint due
-        self._deleted = 0  # rows, since upkeep last looked at the free pages
+        self._deleted = 0  # rows, and records written or removed, since upkeep last looked at the free pages
         self._shrinking = False
         self._put_off = False
 
@@ -104,6 +105,15 @@ class SqliteStore:
             if not self._closed:
                 self._thread.submit(self._stop_reading)  # an unfinished read would hold up the checkpoints
 
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield all records in the order in which they were first written."""
+        try:
+            while chunk := await self._call(self._next_records):
+                yield chunk
+        finally:
+            if not self._closed:
+                self._thread.submit(self._stop_reading)
+
     async def commit(self, batch: Batch) -> None:
         """Write a batch."""
         await self._call(self._commit, batch)
@@ -115,6 +125,10 @@ class SqliteStore:
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows that exist among `keys`."""
         return await self._call(self._read, keys)
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return the values of the records that exist among `keys`."""
+        return await self._call(self._read_records, keys)
 
     async def close(self) -> None:
         """Close the file."""
@@ -171,10 +185,18 @@ class SqliteStore:
                 self._reader = RowReader(db, self._path, slots_of(self._shard, self._shards))
             return self._reader.next(LOAD_ROWS)
 
+    def _next_records(self) -> list[Record | Damaged]:
+        db = self._usable()
+        with translated(self._path):
+            if self._record_reader is None:
+                self._record_reader = RecordReader(db, self._path, slots_of(self._shard, self._shards))
+            return self._record_reader.next(LOAD_ROWS)
+
     def _stop_reading(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        for reader in (self._reader, self._record_reader):
+            if reader is not None:
+                reader.close()
+        self._reader = self._record_reader = None
 
     def _commit(self, batch: Batch) -> None:
         db = self._usable()
@@ -188,7 +210,7 @@ class SqliteStore:
             db.execute(query("commit"))
         except Exception as error:
             raise self._failed(db, error, committing=True) from error
-        self._deleted += len(batch.deletes)
+        self._deleted += len(batch.deletes) + len(batch.records)
         self._thread.submit(self._keep_up)
 
     def _check_epoch(self, db: sqlite3.Connection) -> None:
@@ -199,6 +221,10 @@ class SqliteStore:
     def _read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         with translated(self._path):
             return read_rows(self._usable(), keys)
+
+    def _read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        with translated(self._path):
+            return read_records(self._usable(), keys)
 
     def _close(self) -> None:
         db, self._db = self._db, None

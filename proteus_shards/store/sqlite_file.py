@@ -29,9 +29,9 @@ from proteus_shards.errors import StoreError, StoreFailed, StoreLocked, StorePer
 
 SQLITE_VERSION_MIN = (3, 37, 0)
 APPLICATION_ID = 0x70736864  # "pshd"
-MIGRATIONS = ("sqlite_schema_1.sql",)  # the n-th leads to schema version n
+MIGRATIONS = ("sqlite_schema_1.sql", "sqlite_schema_2.sql")  # the n-th leads to schema version n
 CACHE_KIB = 16 * 1024
-WIDTH_MAX = 512  # rows in one statement: 512 × 16 columns are a quarter of SQLite's 32,766 parameters
+WIDTH_MAX = 512  # rows in one statement: 512 × 17 columns are a quarter of SQLite's 32,766 parameters
 
 _SECTION = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _COMMENT = re.compile(r"^--.*$", re.MULTILINE)

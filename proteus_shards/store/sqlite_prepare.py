@@ -1,12 +1,13 @@
 """Before any shard starts: make a SQLite store's files, or move the rows to another number of them.
 
 **Moving** reads each old file in order and merges them by `(ready_at, seq, old shard)`; a new file numbers its rows in the order in which they
-come. A queue's rows all lie in one old file, so their order among themselves is kept, dead letters included. Rows stream: in memory
+come. A queue's rows all lie in one old file, so their order among themselves is kept, dead letters included. Records go where their slot does, as
+they are, in no order. Both stream: in memory
 are one chunk of each old file and a buffer of each new one, and no more than 64 new files are written at a time (the shards of both
 counts are ranges of slots, so that each such group only reads the old files that it overlaps).
 
-Nothing is moved unless all of it can be: first every old file is locked, then every row is read. A damaged row stops the move, as it can be
-said neither where it belongs nor that it may be lost; with the old number of shards the server runs on without it.
+Nothing is moved unless all of it can be: first every old file is locked, then every row and record is read. A damaged one stops the move, as it can
+be said neither where it belongs nor that it may be lost; with the old number of shards the server runs on without it.
 
 A new file is written without a sync, synced as a whole, and only counts once the manifest names it (`sqlite_folder.py`). Its epoch is
 above that of every old file.
@@ -19,14 +20,14 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
-from proteus_shards.core.model import Row
+from proteus_shards.core.model import Record, Row
 from proteus_shards.core.placement import shard_of, slot_of, slots_of
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.contract import Damaged
@@ -48,7 +49,7 @@ from proteus_shards.store.sqlite_folder import (
     sync,
     write_manifest,
 )
-from proteus_shards.store.sqlite_rows import RowReader, Values, count_jobs, insert_rows
+from proteus_shards.store.sqlite_rows import RecordReader, RowReader, Values, count_stored, insert_rows, write_records
 from proteus_shards.store.urls import SqliteUrl
 
 # Where a process may be stopped and leave things as no other moment does.
@@ -141,7 +142,9 @@ def _fill(url: SqliteUrl, old: Manifest, new: Manifest, step: Step, held: ExitSt
     if not sources:
         return None
     jobs = sum(count for (_, what), count in after.items() if what == "jobs")
-    return f"moved {jobs:,} stored jobs from {old.shards} to {new.shards} shards"
+    records = sum(count for (_, what), count in after.items() if what == "records")
+    beside = f" and {records:,} records" if records else ""
+    return f"moved {jobs:,} stored jobs{beside} from {old.shards} to {new.shards} shards"
 
 
 def _open_sources(url: SqliteUrl, old: Manifest, held: ExitStack) -> list[Source]:
@@ -157,19 +160,19 @@ def _open_sources(url: SqliteUrl, old: Manifest, held: ExitStack) -> list[Source
 
 
 def _examine(sources: list[Source]) -> Counts:
-    """Read every row. Returns the counts; raises `StoreError` where a row is damaged."""
+    """Read every row and record. Returns the counts; raises `StoreError` where one is damaged."""
     counts: Counts = Counter()
     found = 0
     named: list[str] = []
     for source in sources:
-        for row in _rows(source):
-            fault = _fault(row, source)
+        for item in chain(_records(source), _rows(source)):
+            fault = _fault(item, source)
             if fault is not None:
                 found += 1
                 if found <= DAMAGED_NAMED:
                     named.append(fault)
         with translated(source.path):
-            counts += count_jobs(source.db)
+            counts += count_stored(source.db)
     if found:
         raise StoreError(
             f"{found} stored rows are damaged and cannot be moved: {'; '.join(named)}{' …' if found > DAMAGED_NAMED else ''}. "
@@ -178,10 +181,12 @@ def _examine(sources: list[Source]) -> Counts:
     return counts
 
 
-def _fault(row: Row | Damaged, source: Source) -> str | None:
-    if isinstance(row, Damaged):
-        return f"{row.where}: {row.fault}"
-    return None if slot_of(row.queue) == row.slot else f"{source.path}, seq {row.seq}: slot is not that of its queue"
+def _fault(item: Row | Record | Damaged, source: Source) -> str | None:
+    if isinstance(item, Damaged):
+        return f"{item.where}: {item.fault}"
+    if isinstance(item, Record) or slot_of(item.queue) == item.slot:
+        return None
+    return f"{source.path}, seq {item.seq}: slot is not that of its queue"
 
 
 def _rows(source: Source, only: range | None = None) -> Iterator[Row | Damaged]:
@@ -191,8 +196,15 @@ def _rows(source: Source, only: range | None = None) -> Iterator[Row | Damaged]:
             yield from chunk
 
 
+def _records(source: Source, only: range | None = None) -> Iterator[Record | Damaged]:
+    with translated(source.path):
+        reader = RecordReader(source.db, source.path, source.slots, only)
+        while chunk := reader.next(CHUNK_ROWS):
+            yield from chunk
+
+
 def _copy(sources: list[Source], folder: Path, new: Manifest, epoch: int, step: Step) -> Counts:
-    """Write all rows to the new files. Returns the counts of what they then hold."""
+    """Write all rows and records to the new files. Returns the counts of what they then hold."""
     counts: Counts = Counter()
     shards = iter(range(new.shards))
     while group := list(islice(shards, FILES_AT_ONCE)):
@@ -204,10 +216,13 @@ def _copy(sources: list[Source], folder: Path, new: Manifest, epoch: int, step: 
                 create_file(path, Meta(epoch, shard, new.shards, new.generation))
                 writers[shard] = Writer(path)
                 opened.callback(writers[shard].close)
+            overlapping = [source for source in sources if source.slots.start < slots.stop and slots.start < source.slots.stop]
+            for record in chain.from_iterable(_records(source, slots) for source in overlapping):
+                if isinstance(record, Record):
+                    writers[shard_of(record.slot, new.shards)].add_record(record)
             streams = [
                 ((row.ready_at, row.seq, source.shard, row) for row in _rows(source, slots) if isinstance(row, Row))
-                for source in sources
-                if source.slots.start < slots.stop and slots.start < source.slots.stop
+                for source in overlapping
             ]
             for _, _, _, row in heapq.merge(*streams, key=itemgetter(0, 1, 2)):
                 writers[shard_of(row.slot, new.shards)].add(row)
@@ -227,32 +242,43 @@ class Writer:
         self._db.execute(query("checkpoint_by_itself")).fetchall()
         self._seq = 0
         self._rows: list[Values] = []
+        self._records: list[Record] = []
         self._bytes = 0
 
     def add(self, row: Row) -> None:
         """Take the next row of this file."""
         self._seq += 1
         self._rows.append(msgspec.structs.astuple(msgspec.structs.replace(row, seq=self._seq)))
-        self._bytes += len(row.payload) + len(row.state or b"")
-        if len(self._rows) >= BUFFER_ROWS or self._bytes >= BUFFER_BYTES:
-            self._flush()
+        self._take(len(row.payload) + len(row.state or b"") + len(row.extras or b""))
+
+    def add_record(self, record: Record) -> None:
+        """Take a record of this file."""
+        self._records.append(record)
+        self._take(len(record.name) + len(record.value or b""))
 
     def finish(self) -> Counts:
         """Write what is left and return the counts of all that the file holds."""
         self._flush()
         with translated(self._path):
             checkpoint(self._db)
-            return count_jobs(self._db)
+            return count_stored(self._db)
 
     def close(self) -> None:
         """Close the file."""
         with translated(self._path):
             self._db.close()
 
+    def _take(self, size: int) -> None:
+        self._bytes += size
+        if len(self._rows) + len(self._records) >= BUFFER_ROWS or self._bytes >= BUFFER_BYTES:
+            self._flush()
+
     def _flush(self) -> None:
         with translated(self._path):
             self._db.execute(query("begin"))
             insert_rows(self._db, self._rows)
+            write_records(self._db, self._records)
             self._db.execute(query("commit"))
         self._rows.clear()
+        self._records.clear()
         self._bytes = 0

@@ -83,8 +83,9 @@ UPDATE meta SET epoch = epoch + 1 RETURNING epoch;
 
 -- insert_jobs --
 INSERT INTO job (
-    slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
-) VALUES /*[*/(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)/*]*/;
+    slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state,
+    extras
+) VALUES /*[*/(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)/*]*/;
 
 -- insert_large_payload --
 INSERT INTO large_payload (seq, payload) VALUES (?, ?);
@@ -107,10 +108,23 @@ UPDATE job SET
 FROM (VALUES /*[*/(?, ?, ?, ?, ?, ?, ?, ?)/*]*/) AS mark
 WHERE job.seq = mark.column1;
 
+-- mark_jobs_and_extras --
+-- The same, then whether there are new extras, the new extras. Most marks have none, and this takes longer.
+UPDATE job SET
+    status = mark.column2,
+    attempt = mark.column3,
+    run_id = mark.column4,
+    reason = mark.column5,
+    updated_at = mark.column6,
+    state = iif(mark.column7, mark.column8, job.state),
+    extras = iif(mark.column9, mark.column10, job.extras)
+FROM (VALUES /*[*/(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)/*]*/) AS mark
+WHERE job.seq = mark.column1;
+
 -- read_jobs --
 SELECT
     slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at,
-    coalesce(payload, (SELECT large_payload.payload FROM large_payload WHERE large_payload.seq = job.seq)), state
+    coalesce(payload, (SELECT large_payload.payload FROM large_payload WHERE large_payload.seq = job.seq)), state, extras
 FROM job WHERE seq IN (/*[*/?/*]*/);
 
 -- load_jobs --
@@ -118,7 +132,7 @@ FROM job WHERE seq IN (/*[*/?/*]*/);
 -- sort of a million rows takes megabytes; LIMIT keeps the inner query whole, CROSS JOIN keeps it outermost.
 SELECT
     slot, job.seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at,
-    coalesce(payload, (SELECT large_payload.payload FROM large_payload WHERE large_payload.seq = job.seq)), state
+    coalesce(payload, (SELECT large_payload.payload FROM large_payload WHERE large_payload.seq = job.seq)), state, extras
 FROM (SELECT seq FROM job WHERE slot BETWEEN ? AND ? ORDER BY ready_at, seq LIMIT -1 OFFSET ?) AS sorted
 CROSS JOIN job ON job.seq = sorted.seq;
 
@@ -127,5 +141,27 @@ CROSS JOIN job ON job.seq = sorted.seq;
 SELECT
     status, count(*),
     sum(length(queue) + length(id) + coalesce(length(run_id), 0) + coalesce(length(reason), 0) + coalesce(length(state), 0)
+        + coalesce(length(extras), 0)
         + length(coalesce(payload, (SELECT large_payload.payload FROM large_payload WHERE large_payload.seq = job.seq))))
 FROM job GROUP BY status ORDER BY status;
+
+-- write_records --
+INSERT INTO record (slot, kind, name, value) VALUES /*[*/(?, ?, ?, ?)/*]*/
+ON CONFLICT (slot, kind, name) DO UPDATE SET value = excluded.value;
+
+-- remove_records --
+DELETE FROM record WHERE (slot, kind, name) IN (VALUES /*[*/(?, ?, ?)/*]*/);
+
+-- read_records --
+SELECT slot, kind, name, value
+FROM (VALUES /*[*/(?, ?, ?)/*]*/) AS wanted
+CROSS JOIN record ON slot = wanted.column1 AND kind = wanted.column2 AND name = wanted.column3;
+
+-- load_records --
+-- Those of a range of slots, without the first so many. From the table itself, not by its index (the plus sees to that): what the index had lost
+-- would be missing unseen.
+SELECT slot, kind, name, value, number FROM record WHERE +slot BETWEEN ? AND ? ORDER BY number LIMIT -1 OFFSET ?;
+
+-- count_records --
+-- By kind, as above.
+SELECT kind, count(*), sum(length(name) + length(value)) FROM record GROUP BY kind ORDER BY kind;
