@@ -4,8 +4,8 @@ A signal from outside hits a process somewhere. Between a commit and the release
 microseconds: such a place has a name here and calls `reached` with it. Without `PROTEUS_TEST_FAULTS` in the environment that is one test
 of an empty dict, and a place is passed once a commit, a frame or a connection, never once a job.
 
-`PROTEUS_TEST_FAULTS` holds words with spaces between them: `seed=N`, and `NAME=ACTION:CHANCE[:TIMES]` for each place at which to strike, with the chance of each
-pass (0…1) and how often at most in one process. `exit` ends the process at once, as SIGKILL would, with `EXIT_STATUS`; `stall` holds it up for
+`PROTEUS_TEST_FAULTS` holds words with spaces between them: `seed=N`, and `NAME=ACTION:CHANCE[:TIMES]` for each place at which to strike. On average each
+1/CHANCE-th pass is struck, never more than 2/CHANCE passes go by in between, and TIMES says how often one process is struck at most. `exit` ends the process at once, as SIGKILL would, with `EXIT_STATUS`; `stall` holds it up for
 `STALL_SECONDS`. Each process draws from the seed and its own process id. What was struck is told on standard error, one JSON object a line.
 """
 
@@ -43,6 +43,7 @@ class _Plan(NamedTuple):
 _plans: dict[str, _Plan] = {}
 _random = random.Random()  # noqa: S311 draws faults, not secrets
 _struck: dict[str, int] = {}
+_left: dict[str, int] = {}  # passes until the next strike
 
 
 def reached(name: str) -> None:
@@ -55,6 +56,7 @@ def arm(text: str) -> None:
     """Read what to do where. Raises `ValueError` for words that mean nothing: a test that strikes nowhere proves nothing."""
     _plans.clear()
     _struck.clear()
+    _left.clear()
     for word in text.split():
         name, _, value = word.partition("=")
         if name == "seed":
@@ -64,13 +66,19 @@ def arm(text: str) -> None:
         chance, _, times = rest.partition(":")
         if name not in POINTS or action not in {"exit", "stall"}:
             raise ValueError(f"{VARIABLE}: {word} names no place or no action")
+        if not 0 < float(chance) <= 1:
+            raise ValueError(f"{VARIABLE}: {word} has no chance in 0…1")
         _plans[name] = _Plan(action, float(chance), int(times or 1_000_000))
 
 
 def _pass(name: str) -> None:
     assert name in POINTS, f"{name} is no fault point"
     plan = _plans.get(name)
-    if plan is None or _struck.get(name, 0) >= plan.times or _random.random() >= plan.chance:
+    if plan is None or _struck.get(name, 0) >= plan.times:
+        return
+    left = _left.pop(name, 0) or _random.randint(1, max(1, round(2 / plan.chance) - 1))
+    if left > 1:
+        _left[name] = left - 1
         return
     _struck[name] = _struck.get(name, 0) + 1
     sys.stderr.write(json.dumps({"process": str(os.getpid()), "event": "fault point", "point": name, "action": plan.action}) + "\n")

@@ -21,7 +21,7 @@ from tests.faults.places import open_place
 from tests.faults.run import Plan, Result, run
 from tests.faults.workload import Shape
 
-AT_ONCE = 3
+AT_ONCE = 5
 SEED = 31_000
 TERMS = Terms(heal_seconds_max=60.0, late_seconds_max=20.0)
 SHAPE = Shape(mixed_queues=2, memory_queues=1, jobs_per_second=120.0, silent_share=0.05)
@@ -36,15 +36,15 @@ class Trial(NamedTuple):
 
 
 TRIALS = {
-    "shard.cut": Trial("shard.cut=exit:0.01"),
-    "shard.committed": Trial("shard.committed=exit:0.01"),
-    "shard.released": Trial("shard.released=exit:0.01"),
+    "shard.cut": Trial("shard.cut=exit:0.03"),
+    "shard.committed": Trial("shard.committed=exit:0.03"),
+    "shard.released": Trial("shard.released=exit:0.03"),
     "shard.recovered": Trial("shard.recovered=exit:0.6", faults=("shard killed", "shard killed", "shard killed")),
     "shard.lost": Trial("shard.lost=exit:0.5", mutation="unknown commits"),
-    "link.sent": Trial("link.sent=exit:0.004"),
-    "link.received": Trial("link.received=exit:0.004"),
-    "link.settled": Trial("link.settled=exit:0.004"),
-    "stalls": Trial("shard.committed=stall:0.01 shard.cut=stall:0.01 link.received=stall:0.01 link.sent=stall:0.01"),
+    "link.sent": Trial("link.sent=exit:0.01"),
+    "link.received": Trial("link.received=exit:0.01"),
+    "link.settled": Trial("link.settled=exit:0.01"),
+    "stalls": Trial("shard.committed=stall:0.03 shard.cut=stall:0.03 link.received=stall:0.03 link.sent=stall:0.03"),
 }
 
 
@@ -59,12 +59,12 @@ async def try_all(folder: Path) -> dict[str, Result]:
         plan = Plan(
             SEED + number,
             trial.faults,
-            operations=150,
+            operations=80,
             shape=SHAPE,
             mutation=trial.mutation,
             points=trial.points,
             terms=TERMS,
-            calm_seconds=1.2,
+            calm_seconds=0.5,
         )
         async with turns:
             with open_place("sqlite", own) as place:
@@ -99,7 +99,7 @@ def test_every_place_is_struck_by_some_trial() -> None:
     assert set(POINTS) == tried
 
 
-@pytest.mark.parametrize("text", ["nowhere=exit:1", "shard.cut=fly:1", "shard.cut", "seed=x", "shard.cut=exit:often"])
+@pytest.mark.parametrize("text", ["nowhere=exit:1", "shard.cut=fly:1", "shard.cut", "seed=x", "shard.cut=exit:often", "shard.cut=exit:0"])
 def test_words_that_mean_nothing_are_refused(text: str) -> None:
     """A test that strikes nowhere would prove nothing."""
     with pytest.raises(ValueError):  # noqa: PT011 the words differ, and no user sees them
