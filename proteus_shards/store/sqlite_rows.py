@@ -164,8 +164,8 @@ def read_records(db: sqlite3.Connection, keys: Sequence[RecordKey]) -> dict[Reco
 def count_stored(db: sqlite3.Connection) -> Counter[tuple[int, str]]:
     """Return how many jobs of each status and records of each kind a file has, and how many bytes and characters they hold."""
     counts: Counter[tuple[int, str]] = Counter()
-    for what in ("jobs", "records"):
-        for group, count, size in db.execute(query(f"count_{what}")):
+    for what, statement in (("jobs", "count_jobs"), ("records", "count_records")):
+        for group, count, size in db.execute(query(statement)):
             counts[group, what] += count
             counts[group, f"size of {what}"] += size
     return counts

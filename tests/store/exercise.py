@@ -181,7 +181,7 @@ class KeepingExercise(OwnersExercise, RecordsExercise, RowsExercise, Exercise):
         values = (None, b"", b"short", b"l" * 5000)
         cases = list(product(values, values, (True, False)))
         other = {"state": "extras", "extras": "state"}[part]
-        rows = [make_row(seq, **{part: old, other: b"stays"}) for seq, (old, _, _) in enumerate(cases)]
+        rows = [make_row(seq, "q", **{part: old, other: b"stays"}) for seq, (old, _, _) in enumerate(cases)]
         marks = [make_mark(row, **{part: new, f"{part}_set": is_set}) for row, (_, new, is_set) in zip(rows, cases, strict=True)]
         expected = [marked(row, mark) for row, mark in zip(rows, marks, strict=True)]
         async with opened(backing.store()) as store:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proteus_shards.core.model import Row
+from proteus_shards.core.model import ROW_VERSION, Record, Row
 from proteus_shards.errors import StoreError, StoreFailed
 from proteus_shards.store import sqlite as sqlite_module
 from proteus_shards.store import sqlite_file
@@ -17,7 +17,7 @@ from proteus_shards.store.sqlite import SqliteStore
 from proteus_shards.store.sqlite_prepare import prepare
 from proteus_shards.store.sqlite_rows import INLINE_BYTES_MAX
 from proteus_shards.store.urls import SqliteUrl
-from tests.store.rows import deleting, in_asyncio, inserting, load_all, make_row, opened
+from tests.store.rows import deleting, in_asyncio, inserting, load_all, make_record, make_row, opened, recording
 
 ROWS = [make_row(seq, payload=bytes([seq % 256]) * 300) for seq in range(1000)]
 
@@ -129,22 +129,23 @@ async def test_a_file_that_does_not_say_whose_it_is_is_refused(url: SqliteUrl, f
 @in_asyncio
 async def test_a_newer_schema_is_refused_and_left_alone(url: SqliteUrl, file: Path) -> None:
     """The message says which program can read it."""
-    alter(file, "PRAGMA user_version = 2")
+    alter(file, f"PRAGMA user_version = {ROW_VERSION + 1}")
 
-    assert "written by a newer version of proteus-shards (schema 2, this one knows 1): run that one" in str(await open_error(url))
+    told = f"written by a newer version of proteus-shards (schema {ROW_VERSION + 1}, this one knows {ROW_VERSION}): run that one"
+    assert told in str(await open_error(url))
 
 
 @in_asyncio
 async def test_an_older_schema_is_brought_up_to_date(url: SqliteUrl, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is opened, with all its rows."""
     real = sqlite_file._text
-    monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, "two", "three"))
-    scripts = {"two": "CREATE TABLE two (a INTEGER) STRICT;", "three": "INSERT INTO two VALUES (3); -- and so on"}
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, "next", "last"))
+    scripts = {"next": "CREATE TABLE two (a INTEGER) STRICT;", "last": "INSERT INTO two VALUES (3); -- and so on"}
     monkeypatch.setattr(sqlite_file, "_text", lambda name: scripts.get(name) or real(name))
     async with opened(SqliteStore(url, 0, 1)) as store:
         assert isinstance(store, SqliteStore)
         assert await load_all(store) == ROWS
-        assert await store._call(lambda: store._db and store._db.execute("PRAGMA user_version").fetchone()) == (3,)
+        assert await store._call(lambda: store._db and store._db.execute("PRAGMA user_version").fetchone()) == (ROW_VERSION + 2,)
         assert await store._call(lambda: store._db and store._db.execute("SELECT a FROM two").fetchall()) == [(3,)]
 
 
@@ -161,7 +162,7 @@ async def test_a_migration_that_fails_changes_nothing(url: SqliteUrl, monkeypatc
 
 
 def test_the_newest_schema_has_the_columns_of_a_row() -> None:
-    """In the same order, as rows are written and read by place."""
+    """In the same order, as rows are written and read by place; its number is that of the model."""
     db = sqlite3.connect(":memory:")
     for name in sqlite_file.MIGRATIONS:
         db.executescript(sqlite_file._text(name))
@@ -169,6 +170,7 @@ def test_the_newest_schema_has_the_columns_of_a_row() -> None:
     db.close()
 
     assert columns == list(Row.__struct_fields__)
+    assert len(sqlite_file.MIGRATIONS) == ROW_VERSION
 
 
 def test_every_statement_is_used() -> None:
@@ -266,3 +268,50 @@ def test_damaged_rows_are_never_moved_nor_lost(url: SqliteUrl, file: Path) -> No
     )
     assert str(raised.value).endswith("…. Start with 1 shards as before, or take these rows out of their files first")
     assert prepare(url, 1) is None
+
+
+# --- records -----------------------------------------------------------------------------------------------------
+
+
+@in_asyncio
+async def test_a_record_that_is_none_is_kept_aside(url: SqliteUrl, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it lies, every other one is loaded once; the bad one stays in the file, and is not told but by its place."""
+    monkeypatch.setattr(sqlite_module, "LOAD_ROWS", 7)
+    records = [make_record(f"record {number}") for number in range(30)]
+    async with opened(SqliteStore(url, 0, 1)) as store:
+        await store.commit(recording(*records))
+    bad_text = "UPDATE record SET name = CAST(x'ff' || 'secret' AS TEXT) WHERE name = 'record {}'"
+    alter(file, bad_text.format(9), bad_text.format(10), "UPDATE record SET slot = 1024 WHERE name = 'record 20'")
+    async with opened(SqliteStore(url, 0, 1)) as store:
+        loaded = [item async for chunk in store.load_records() for item in chunk]
+        assert await load_all(store) == ROWS
+
+    assert [item for item in loaded if isinstance(item, Damaged)] == [
+        Damaged(f"{file}, record 10", "name is not UTF-8"),
+        Damaged(f"{file}, record 11", "name is not UTF-8"),
+        Damaged(f"{file}, record 21", "Expected `int` <= 1023 - at slot"),
+    ]
+    assert [item for item in loaded if isinstance(item, Record)] == [*records[:9], *records[11:20], *records[21:]]
+    with pytest.raises(StoreError, match=r"3 stored rows are damaged and cannot be moved: .*, record 10: name is not UTF-8"):
+        prepare(url, 2)
+
+
+@in_asyncio
+async def test_a_record_of_a_wrong_type_is_kept_aside_without_a_check(url: SqliteUrl, file: Path) -> None:
+    """A table that is not strict stands for bits that have turned."""
+    async with opened(SqliteStore(url, 0, 1)) as store:
+        await store.commit(recording(make_record("a"), make_record("b"), make_record("c")))
+    alter(
+        file,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(replace(sql, ') STRICT', ')'), 'NOT NULL', '') WHERE name = 'record'",
+    )
+    alter(file, "UPDATE record SET value = NULL WHERE name = 'a'", "UPDATE record SET kind = 'none' WHERE name = 'b'")
+    async with opened(SqliteStore(SqliteUrl(url.folder, check="none"), 0, 1)) as store:
+        loaded = [item async for chunk in store.load_records() for item in chunk]
+
+    assert loaded == [
+        Damaged(f"{file}, record 1", "Expected `bytes`, got `null` - at value"),
+        Damaged(f"{file}, record 2", "Expected `int`, got `str` - at kind"),
+        make_record("c"),
+    ]

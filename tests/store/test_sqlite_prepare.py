@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proteus_shards.core.model import Row, Status
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, Status
 from proteus_shards.core.placement import SHARDS_MAX, slots_of
 from proteus_shards.errors import StoreError, StoreLocked
 from proteus_shards.store import sqlite_folder
@@ -25,7 +25,7 @@ from proteus_shards.store.sqlite_prepare import FILES_AT_ONCE, STEPS, prepare
 from proteus_shards.store.urls import SqliteUrl
 from tests.conftest import server_environ
 from tests.store.exercise import examples, jobs_by_queue
-from tests.store.rows import in_asyncio, inserting, load_all, make_row, opened
+from tests.store.rows import as_dict, in_asyncio, inserting, load_all, load_records, make_row, opened
 
 KILLED = """
 import os, sys
@@ -36,6 +36,8 @@ prepare(SqliteUrl(Path(sys.argv[1])), int(sys.argv[2]), lambda step: os.kill(os.
 """
 
 ROWS = [make_row(seq, queue=f"q{seq % 11}", status=Status.DEAD if seq % 7 == 0 else Status.READY) for seq in range(200)]
+
+RECORDS = [Record(slot, 1, f"record {slot}", b"%d" % slot * 600) for slot in (0, 341, 342, 511, 512, 682, 683, 1023)]
 
 
 @pytest.fixture
@@ -50,7 +52,8 @@ def fill(url: SqliteUrl, shards: int, rows: list[Row]) -> None:
     async def fill_shard(shard: int) -> None:
         own = slots_of(shard, shards)
         async with opened(SqliteStore(url, shard, shards)) as store:
-            await store.commit(inserting(*[row for row in rows if row.slot in own]))
+            records = [record for record in RECORDS if record.slot in own]
+            await store.commit(Batch([], [row for row in rows if row.slot in own], [], records))
 
     prepare(url, shards)
     for shard in range(shards):
@@ -58,17 +61,23 @@ def fill(url: SqliteUrl, shards: int, rows: list[Row]) -> None:
 
 
 def contents(url: SqliteUrl, shards: int) -> tuple[list[Row], list[int]]:
-    """Return the rows of all shards, and the epoch that each opening took."""
+    """Return the rows of all shards, and the epoch that each opening took. Their records are what they were, if there are any."""
+    records: dict[RecordKey, bytes] = {}
 
     async def read_shard(shard: int) -> tuple[list[Row], int]:
         store = SqliteStore(url, shard, shards)
         try:
             epoch = await store.open()
+            own = await load_records(store)
+            assert all(key.slot in slots_of(shard, shards) for key in own)
+            records.update(own)
             return [row for row in await load_all(store) if isinstance(row, Row)], epoch
         finally:
             await store.close()
 
     found = [asyncio.run(read_shard(shard)) for shard in range(shards)]
+    assert records in ({}, as_dict(*RECORDS))
+    assert records or not any(rows for rows, _ in found)
     return [row for rows, _ in found for row in rows], [epoch for _, epoch in found]
 
 
@@ -112,7 +121,7 @@ def test_a_move_says_what_it_moved_and_leaves_one_generation(url: SqliteUrl) -> 
     fill(url, 2, ROWS)
 
     assert prepare(url, 2) is None
-    assert prepare(url, 3) == "moved 200 stored jobs from 2 to 3 shards"
+    assert prepare(url, 3) == "moved 200 stored jobs and 8 records from 2 to 3 shards"
     assert files(url.folder) == {"manifest.json", *(f"generation-000002/shard-{shard}.sqlite3" for shard in range(3))}
     assert {path.stat().st_mode & 0o777 for path in url.folder.rglob("*.*")} == {0o600}
 
@@ -143,7 +152,7 @@ def test_a_move_may_be_killed_at_any_step(url: SqliteUrl, step: str) -> None:
     assert prepare(url, shards) is None
     assert len(files(url.folder)) == 1 + shards
     assert jobs_by_queue(contents(url, shards)[0]) == jobs_by_queue(ROWS)
-    assert prepare(url, 5) == f"moved 200 stored jobs from {shards} to 5 shards"
+    assert prepare(url, 5) == f"moved 200 stored jobs and 8 records from {shards} to 5 shards"
     assert jobs_by_queue(contents(url, 5)[0]) == jobs_by_queue(ROWS)
 
 
