@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "surroundings": {"", "errors", "config"},
     "child": {"errors", "config", "surroundings", "tally"},
     "supervisor": {"", "errors", "config", "child", "surroundings", "tally"},
+    "client": {"errors"},
     "cli": {"", "errors", "config", "logs", "store.registry", "store.doctor", "store.copy", "supervisor"},
     "__main__": {"cli"},
 }
@@ -46,6 +47,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "hypercorn": ("front/",),
     "httptools": ("front/",),
     "prometheus_client": ("front/",),
+    "httpx2": ("client/",),
+    "anyio": ("client/",),
     "asyncio": ("shard/", "store/"),
     "uvloop": ("shard/",),
     "sqlite3": ("store/sqlite",),

@@ -1,0 +1,66 @@
+"""The Python client and worker: `Client` for threads, `AsyncClient` for trio and asyncio, `Worker` for handlers of either kind.
+
+Needs the extra `client`. It imports nothing of the server.
+"""
+
+from __future__ import annotations
+
+from proteus_shards.client.aio import AsyncClient
+from proteus_shards.client.calls import KEEP, Outcome
+from proteus_shards.client.errors import (
+    BadAnswer,
+    BadRequest,
+    Busy,
+    ClientError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    NotReached,
+    Problem,
+    Refusal,
+    ServerFault,
+    TooLarge,
+    Unanswered,
+    Unauthorized,
+    Unavailable,
+)
+from proteus_shards.client.retries import NO_RETRIES, Retries
+from proteus_shards.client.sync import Client
+from proteus_shards.client.words import Attempt, Backoff, DeadLetter, Job, JobInfo, NewJob, Page, Queue, Run, Schedule, Summary
+
+__all__ = [
+    "KEEP",
+    "NO_RETRIES",
+    "AsyncClient",
+    "Attempt",
+    "Backoff",
+    "BadAnswer",
+    "BadRequest",
+    "Busy",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "DeadLetter",
+    "Forbidden",
+    "Invalid",
+    "Job",
+    "JobInfo",
+    "NewJob",
+    "NotFound",
+    "NotReached",
+    "Outcome",
+    "Page",
+    "Problem",
+    "Queue",
+    "Refusal",
+    "Retries",
+    "Run",
+    "Schedule",
+    "ServerFault",
+    "Summary",
+    "TooLarge",
+    "Unanswered",
+    "Unauthorized",
+    "Unavailable",
+]
