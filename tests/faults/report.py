@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.faults.history import SECOND
 from tests.faults.run import Account, Result
 
+P99_MIN = 300  # requests, for a percentile that means something
 COLUMNS = ("ok", "429", "503", "no answer", "not connected")
 
 
 def report(result: Result) -> str:
     """Return the whole report."""
-    return "\n".join([*_head(result), "", *_rules(result), "", *_faults(result), *_tail(result)])
+    return "\n".join([*_head(result), "", *_rules(result), "", *_faults(result), *_bystanders(result), *_tail(result)])
 
 
 def _head(result: Result) -> list[str]:
@@ -47,6 +49,26 @@ def _faults(result: Result) -> list[str]:
             f" |            {_counts([account.memory for account in accounts])}"
         )
     return lines
+
+
+def _bystanders(result: Result) -> list[str]:
+    """How long requests took that had nothing to do with a shard that was killed, while its successor came, against times without any fault."""
+    history = result.history
+    kills = [window for window in history.windows if window.fault == "shard killed" and not window.refused]
+    calm: list[int] = []
+    beside: list[int] = []
+    struck = [(kill, {queue for death in history.deaths if kill.start <= death.t <= kill.stop for queue in death.queues}) for kill in kills]
+    for op in history.ops:
+        if op.wait or op.type != "ok" or op.s >= history.drained:
+            continue
+        if not any(window.start <= op.s <= window.stop + SECOND for window in history.windows):
+            calm.append(op.told - op.s)
+        elif any(kill.start <= op.s <= kill.stop and queues and op.queue not in queues for kill, queues in struck):
+            beside.append(op.told - op.s)
+    if len(calm) < P99_MIN or len(beside) < P99_MIN:
+        return []
+    usual, then = (sorted(times)[len(times) * 99 // 100] / 1e6 for times in (calm, beside))
+    return [f"p99 of other shards' requests while one is killed and replaced: {then:.1f} ms, {then / usual:.2f} × that without a fault"]
 
 
 def _counts(counters: list[Counter[str]]) -> str:
