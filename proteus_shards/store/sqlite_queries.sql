@@ -83,6 +83,11 @@ UPDATE meta SET epoch = epoch + 1 RETURNING epoch;
 
 -- insert_jobs --
 INSERT INTO job (
+    slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+) VALUES /*[*/(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)/*]*/;
+
+-- insert_jobs_and_extras --
+INSERT INTO job (
     slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state,
     extras
 ) VALUES /*[*/(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)/*]*/;
