@@ -84,6 +84,6 @@ class Alarms(Holdings):
     def _drop(self, queue: Queue, job: Job) -> None:
         self._make_room(job)
         image = image_of(job)
-        self.bytes -= footprint(job)
+        self._weigh(queue, -footprint(job))
         queue.place(job, TRANSITIONS[Verb.DROP][job.status])
         self._settle(queue, None, Note("dropped", job.queue, job.id, job.attempt, job.persist), job, image, write=job.persist)

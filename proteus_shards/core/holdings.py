@@ -250,6 +250,11 @@ class Holdings:
         if self._bounded and job.persist:
             self._ledger.make_room(1, answer_bytes(job) + more)
 
+    def _weigh(self, queue: Queue, size: int) -> None:
+        """Count bytes of payload and state that a queue has got (or lost: negative)."""
+        self.bytes += size
+        queue.bytes += size
+
     def _touch(self, job: Job, *, state_set: bool = False, extras_set: bool = False) -> None:
         self._ledger.touch(job, answer_bytes(job) if self._bounded else 0, state_set=state_set, extras_set=extras_set)
 
@@ -322,7 +327,7 @@ class Holdings:
         self._clock = max(self._clock, job.created_at, job.updated_at)
         if status is IN_FLIGHT:
             self._restart_timeout(job)
-        self.bytes += footprint(job)
+        self._weigh(queue, footprint(job))
         queue.place(job, status)
         if status is not READY:
             self._arm(queue, job)
@@ -334,13 +339,13 @@ class Holdings:
     def _restore(self, queue: Queue, job: Job, image: Image | None) -> None:
         """Put a job back as it was (None: it was not there)."""
         if job.status is not GONE:
-            self.bytes -= footprint(job)
+            self._weigh(queue, -footprint(job))
         status = GONE
         if image is not None:
             status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason, job.extras = image
             job.deadline = max(job.deadline, deadline)  # a run's time may have begun since, with the release of its delivery
         if status is not GONE:
-            self.bytes += footprint(job)
+            self._weigh(queue, footprint(job))
         job.delivering = 0
         queue.place(job, status)
         self._arm(queue, job)

@@ -85,7 +85,7 @@ class Waiter:
 class Queue:
     """The jobs of one queue. `totals` counts jobs by status over all queues of the shard, and is shared by them."""
 
-    __slots__ = ("_fresh", "_returned", "counts", "dead", "jobs", "name", "pending", "settings", "slot", "totals", "waiters")
+    __slots__ = ("_fresh", "_returned", "bytes", "counts", "dead", "jobs", "name", "pending", "settings", "slot", "totals", "waiters")
 
     def __init__(self, name: str, slot: int, totals: list[int]) -> None:
         self.name = name
@@ -95,6 +95,7 @@ class Queue:
         self.jobs: dict[str, Job] = {}  # live (neither gone nor dead) by id
         self.dead: OrderedDict[int, Job] = OrderedDict()  # by seq, oldest death first
         self.waiters: OrderedDict[Hashable, Waiter] = OrderedDict()  # first come, first served
+        self.bytes = 0  # payloads and states
         self.pending = 0  # operations whose answer waits for a commit
         self.settings = DEFAULT_SETTINGS
         self._fresh: deque[Job] = deque()

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from proteus_shards.core.alarms import Alarms
 from proteus_shards.core.commands import (
     Command,
     Complete,
@@ -50,6 +49,7 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
+from proteus_shards.core.control import Control
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
 from proteus_shards.core.ledger import footprint, image_of
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, UNDELIVERED
@@ -71,7 +71,7 @@ _UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
 _AWAY = Refused(Reason.BUSY, "the backing store is away")
 
 
-class Shard(Alarms):
+class Shard(Control):
     """The queues of one shard, as commands see them."""
 
     def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
@@ -83,6 +83,7 @@ class Shard(Alarms):
             Complete: self._complete,
             Undeliver: self._undeliver,
             ListDead: self._list_dead,
+            **self._control_handlers(),
         }
         self.records_in_doubt: list[RecordKey] = []
 
@@ -101,6 +102,8 @@ class Shard(Alarms):
         self._clock = max(wall, self._clock)
         if not due:
             return
+        if self._scans:
+            self._scan_on()
         if (first := self._schedule.first()) is not None and first <= wall:
             self._promote()
         if (first := self._deadlines.first()) is not None and first <= self._now:
@@ -128,6 +131,8 @@ class Shard(Alarms):
 
     def due_in(self, now: int, wall: int) -> int | None:
         """Return after how many microseconds (at least 0) `advance` has something to do, or None."""
+        if self._scans:
+            return 0
         waits = []
         for first, clock in ((self._schedule.first(), wall), (self._deadlines.first(), now), (self._polls.first(), now)):
             if first is not None:
@@ -249,7 +254,9 @@ class Shard(Alarms):
             updated_at=clock,
         )
         scheduled = run_at is not None and run_at > self._wall
-        self.bytes += footprint(job)
+        size = footprint(job)
+        self.bytes += size
+        queue.bytes += size
         queue.place(job, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
         if scheduled:
             self._arm(queue, job)
@@ -339,7 +346,7 @@ class Shard(Alarms):
         self._make_room(job, len(state or b""))
         image = image_of(job)
         if state is not None:
-            self.bytes += grown
+            self._weigh(queue, grown)
             job.state = state or None
         job.updated_at = self._clock
         self._restart_timeout(job)
@@ -355,7 +362,9 @@ class Shard(Alarms):
             return
         self._make_room(job)
         image = image_of(job)
-        self.bytes -= footprint(job)
+        size = footprint(job)
+        self.bytes -= size
+        queue.bytes -= size
         queue.place(job, _COMPLETE[job.status])
         self._settle(queue, key, COMPLETED, job, image, write=job.persist)
         self._forget_if_empty(queue)

@@ -52,9 +52,10 @@ from proteus_shards.front.http1 import (
     RequestReader,
     serves_among,
 )
-from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, answer
+from proteus_shards.front.operations import PREFIXES, Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
 from proteus_shards.front.router import Router
+from proteus_shards.front.routes import LANE_ROUTES, ROUTES_WITH_BODY
 
 RECEIVE_BYTES = 64 * 1024
 SWEEP_SECONDS = 0.25
@@ -67,8 +68,7 @@ PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# not the dead letters: they are megabytes for the asking, and behind the lane a connection asks for one page at a time
-_ROUTES = {(verb, (prefix + path).encode()): parse for (verb, path), parse in OPERATIONS.items() if path != "/dead" for prefix in PREFIXES}
+_ROUTES = {(verb, (prefix + path).encode()): parse for (verb, path), parse in LANE_ROUTES.items() for prefix in PREFIXES}
 _serves = serves_among(_ROUTES)
 
 log = logging.getLogger("proteus_shards.front")
@@ -319,7 +319,7 @@ class Lane:
     def _ask(self, slot: Slot, request: Request) -> None:
         parse, slot.tally = self._routes[request.method, request.path]
         body: bytes | Problem = request.body
-        if parse in WITH_BODY and request.content_encoding is not None:
+        if parse in ROUTES_WITH_BODY and request.content_encoding is not None:
             body = unpack_body(request.body, request.content_encoding, self._settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query, self._settings)
         if isinstance(asked, Ask):

@@ -20,16 +20,17 @@ from proteus_shards.front.answers import Answer, Problem, json_answer
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand
 from proteus_shards.front.exchange import exchange_of
-from proteus_shards.front.operations import OPERATIONS, PREFIXES, WITH_BODY, Ask, Parse, answer
+from proteus_shards.front.operations import PREFIXES, Ask, Parse, answer
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
+from proteus_shards.front.routes import ROUTES, ROUTES_WITH_BODY
 
 View = Callable[[], Awaitable[Response]]
 
 
 def add_native_routes(app: QuartTrio, router: Router, settings: Settings, crash_loops: Callable[[], dict[str, int]]) -> None:
     """Add the routes of the native API. `crash_loops` tells which processes end soon after each start, and how often in a row."""
-    views: list[tuple[str, str, View]] = [(method, path, _view_of(parse, router, settings)) for (method, path), parse in OPERATIONS.items()]
+    views: list[tuple[str, str, View]] = [(method, path, _view_of(parse, router, settings)) for (method, path), parse in ROUTES.items()]
     views.append(("GET", "/health", _health_view(router, settings)))
     views.append(("GET", "/ready", _ready_view(router, settings, crash_loops)))
     for method, path, view in views:
@@ -44,7 +45,7 @@ def add_native_routes(app: QuartTrio, router: Router, settings: Settings, crash_
 def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
     async def view() -> Response:
         body: bytes | Problem = b""
-        if parse in WITH_BODY:
+        if parse in ROUTES_WITH_BODY:
             arrived = cast("bytes", await request.get_data(cache=False))
             body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)

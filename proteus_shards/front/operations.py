@@ -16,7 +16,6 @@ Decisions:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -25,7 +24,8 @@ import msgspec
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, ListDead, Listed, Next, Outcome, Refused
-from proteus_shards.core.model import SECOND_US, name_fault
+from proteus_shards.core.commands_control import Change, GetJob, GetQueue, ListJobs, Purge, Redrive, SetQueue
+from proteus_shards.core.model import name_fault
 from proteus_shards.front.answers import (
     ACCEPTED,
     COMPLETED,
@@ -41,14 +41,16 @@ from proteus_shards.front.answers import (
 from proteus_shards.front.batches import batch, enqueue_all, enqueue_lines, looks_like_lines
 from proteus_shards.front.errands import CompleteAndNext, Errand, NextOfSeveral
 from proteus_shards.front.job_bodies import raw_json, read_job
-from proteus_shards.front.queries import parse_query, read_run_id
+from proteus_shards.front.queries import parse_query, read_integer, read_name, read_run_id, read_seconds
 
 DEAD_JOBS_DEFAULT = 100
 SEQ_MAX = 2**63 - 1
 KNOWN_QUERIES_MAX = 1024
 KNOWN_QUERY_BYTES_MAX = 256
 
-QueueCommand: TypeAlias = Enqueue | Next | Heartbeat | Complete | ListDead
+QueueCommand: TypeAlias = (
+    Enqueue | Next | Heartbeat | Complete | ListDead | GetQueue | SetQueue | GetJob | ListJobs | Purge | Redrive | Change
+)
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -151,13 +153,13 @@ def dead(_body: bytes, query: bytes, settings: Settings) -> Ask | Problem:
     values = parse_query(query, ("queue", "num_jobs", "after"))
     if isinstance(values, Problem):
         return values
-    queue = _name(values, "queue")
+    queue = read_name(values, "queue")
     if isinstance(queue, Problem):
         return queue
-    count = _integer("num_jobs", values.get("num_jobs"), min(DEAD_JOBS_DEFAULT, settings.num_jobs_max), 1, settings.num_jobs_max)
+    count = read_integer("num_jobs", values.get("num_jobs"), min(DEAD_JOBS_DEFAULT, settings.num_jobs_max), 1, settings.num_jobs_max)
     if isinstance(count, Problem):
         return count
-    after = _integer("after", values.get("after"), -1, 0, SEQ_MAX)
+    after = read_integer("after", values.get("after"), -1, 0, SEQ_MAX)
     if isinstance(after, Problem):
         return after
     return Ask(ListDead(queue, count, after), _show_dead)
@@ -207,17 +209,6 @@ def _show_dead(outcome: Outcome) -> Answer:
 
 # --- parameters ------------------------------------------------------------------------------------------------
 
-_DIGITS = re.compile("[0-9]{1,19}")
-_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,12})?")
-
-
-def _name(values: dict[str, str], field: str) -> str | Problem:
-    name = values.get(field)
-    if name is None:
-        return fault(field, "is required")
-    wrong = name_fault(name)
-    return name if wrong is None else fault(field, wrong)
-
 
 def _run(query: bytes) -> tuple[str, str, bytes | None] | Problem:
     """Read which run is meant: queue, job id, and the run_id (16 bytes) where one is named."""
@@ -226,10 +217,10 @@ def _run(query: bytes) -> tuple[str, str, bytes | None] | Problem:
 
 
 def _run_of(values: dict[str, str]) -> tuple[str, str, bytes | None] | Problem:
-    queue = _name(values, "queue")
+    queue = read_name(values, "queue")
     if isinstance(queue, Problem):
         return queue
-    job_id = _name(values, "job_id")
+    job_id = read_name(values, "job_id")
     if isinstance(job_id, Problem):
         return job_id
     text = values.get("run_id")
@@ -241,7 +232,7 @@ def _wanted(
     values: dict[str, str], field: str, further: list[str], num_jobs_max: int, wait_seconds_max: float, queues_max: int
 ) -> Wanted | Problem:
     """Read which jobs a next wants."""
-    queue = _name(values, field)
+    queue = read_name(values, field)
     if isinstance(queue, Problem):
         return queue
     queues = [queue]
@@ -254,26 +245,10 @@ def _wanted(
                 return fault(field, wrong)
         if len(set(queues)) < len(queues):
             return fault(field, "must not name a queue twice")
-    count = _integer("num_jobs", values.get("num_jobs"), 1, 1, num_jobs_max)
+    count = read_integer("num_jobs", values.get("num_jobs"), 1, 1, num_jobs_max)
     if isinstance(count, Problem):
         return count
-    wait_us = _wait_us(values.get("wait"), wait_seconds_max)
+    wait_us = read_seconds("wait", values.get("wait"), wait_seconds_max, default=0)
     if isinstance(wait_us, Problem):
         return wait_us
     return queues, count, wait_us, _show_jobs if "num_jobs" in values else _show_job
-
-
-def _integer(field: str, text: str | None, default: int, low: int, high: int) -> int | Problem:
-    if text is None:
-        return default
-    if _DIGITS.fullmatch(text) is not None and low <= (value := int(text)) <= high:
-        return value
-    return fault(field, f"must be an integer from {low} to {high}")
-
-
-def _wait_us(text: str | None, wait_seconds_max: float) -> int | Problem:
-    if text is None:
-        return 0
-    if _SECONDS.fullmatch(text) is not None and (seconds := float(text)) <= wait_seconds_max:
-        return round(seconds * SECOND_US)
-    return fault("wait", f"must be a number of seconds from 0 to {wait_seconds_max:g}")

@@ -11,11 +11,14 @@ import re
 from collections.abc import Collection
 from urllib.parse import unquote_to_bytes
 
+from proteus_shards.core.model import SECOND_US, name_fault
 from proteus_shards.front.answers import Problem, fault
 
 SHOWN_LENGTH_MAX = 64  # of a name that the client made up, in a problem
 
 _RUN_ID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_DIGITS = re.compile("[0-9]{1,19}")
+_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,12})?")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -51,6 +54,33 @@ def read_run_id(text: str) -> bytes | Problem:
     if _RUN_ID.fullmatch(text) is None:
         return fault("run_id", "must be a UUID of 36 characters")
     return bytes.fromhex(text.replace("-", ""))
+
+
+def read_name(values: dict[str, str], field: str) -> str | Problem:
+    """Return a parameter that is a queue name or job id, and must be there."""
+    name = values.get(field)
+    if name is None:
+        return fault(field, "is required")
+    wrong = name_fault(name)
+    return name if wrong is None else fault(field, wrong)
+
+
+def read_integer(field: str, text: str | None, default: int, low: int, high: int) -> int | Problem:
+    """Return a whole number that is not negative."""
+    if text is None:
+        return default
+    if _DIGITS.fullmatch(text) is not None and low <= (value := int(text)) <= high:
+        return value
+    return fault(field, f"must be an integer from {low} to {high}")
+
+
+def read_seconds(field: str, text: str | None, high: float, default: int) -> int | Problem:
+    """Return the whole microseconds of a number of seconds."""
+    if text is None:
+        return default
+    if _SECONDS.fullmatch(text) is not None and (seconds := float(text)) <= high:
+        return round(seconds * SECOND_US)
+    return fault(field, f"must be a number of seconds from 0 to {high:g}")
 
 
 def shown(name: str) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 import trio
 
-from proteus_shards.core.commands import Delivery, Next, Outcome, Refused, Statistics
+from proteus_shards.core.commands import Command, Delivery, Next, Outcome, Refused, Statistics
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
@@ -64,6 +64,23 @@ class Router:
                 take(own, [refused] * len(own))
         if not commands:
             on_outcomes(outcomes)
+
+    def ask_all(self, command: Command, on_outcomes: OnOutcomes) -> None:
+        """Ask every shard the same. `on_outcomes` is called once with what each said, in the order of the shards: at once, where none is asked."""
+        outcomes: list[Outcome] = [UNSETTLED] * len(self.links)
+        left = len(self.links)
+
+        def take(place: int, outcome: Outcome) -> None:
+            nonlocal left
+            outcomes[place] = outcome
+            left -= 1
+            if not left:
+                on_outcomes(outcomes)
+
+        for place, link in enumerate(self.links):
+            sent = link.submit(command, partial(take, place))
+            if isinstance(sent, Refused):
+                take(place, sent)
 
     async def call(self, command: QueueCommand) -> Outcome:
         """Send a command to the shard of its queue and wait for its outcome; see `Link.call`."""

@@ -39,6 +39,7 @@ from proteus_shards.core.commands import (
     Statistics,
     Undeliver,
 )
+from proteus_shards.core.commands_control import FindJobs, GetJob, ListJobs
 from proteus_shards.core.measures import Survey
 from proteus_shards.core.model import Record, Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
@@ -72,7 +73,7 @@ CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one wa
 
 _QUESTIONS = frozenset({Inspect, Measure})
 
-_BRINGS_JOBS = frozenset({Next, ListDead})
+_BRINGS_JOBS = frozenset({Next, ListDead, GetJob, FindJobs, ListJobs})
 
 
 class Link(Protocol):
