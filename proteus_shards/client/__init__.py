@@ -25,14 +25,17 @@ from proteus_shards.client.errors import (
     Unauthorized,
     Unavailable,
 )
+from proteus_shards.client.handlers import AsyncRunningJob, GiveBack, RetryLater, RunLost, RunningJob
 from proteus_shards.client.retries import NO_RETRIES, Retries
 from proteus_shards.client.sync import Client
 from proteus_shards.client.words import Attempt, Backoff, DeadLetter, Job, JobInfo, NewJob, Page, Queue, Run, Schedule, Summary
+from proteus_shards.client.worker import Worker, WorkerStatistics, run_worker
 
 __all__ = [
     "KEEP",
     "NO_RETRIES",
     "AsyncClient",
+    "AsyncRunningJob",
     "Attempt",
     "Backoff",
     "BadAnswer",
@@ -43,6 +46,7 @@ __all__ = [
     "Conflict",
     "DeadLetter",
     "Forbidden",
+    "GiveBack",
     "Invalid",
     "Job",
     "JobInfo",
@@ -55,7 +59,10 @@ __all__ = [
     "Queue",
     "Refusal",
     "Retries",
+    "RetryLater",
     "Run",
+    "RunLost",
+    "RunningJob",
     "Schedule",
     "ServerFault",
     "Summary",
@@ -63,4 +70,7 @@ __all__ = [
     "Unanswered",
     "Unauthorized",
     "Unavailable",
+    "Worker",
+    "WorkerStatistics",
+    "run_worker",
 ]

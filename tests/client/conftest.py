@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from proteus_shards.client import Client
 from tests.conftest import Server
 
 
@@ -15,3 +16,22 @@ def memory_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server("--port", "0", "--shards", "2", "--store", "memory:", cwd=tmp_path_factory.mktemp("server"), environ={})
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(memory_server: Server) -> Iterator[Client]:
+    """Return a client to look at what a worker did."""
+    with Client(memory_server.url) as made:
+        yield made
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    """Return the name of an event loop."""
+    return str(request.param)
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest) -> str:
+    """Return a queue of the test's own."""
+    return str(request.node.name)
