@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import msgspec
@@ -20,6 +21,7 @@ from proteus_shards import __version__, logs
 from proteus_shards.config import CONFIG_VARIABLE, Setting, load_settings, settings_table
 from proteus_shards.errors import ProteusError, SettingError
 from proteus_shards.store.registry import check_url
+from proteus_shards.tokens import EVERY_QUEUE, Scope, new_token
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2  # argparse's own choice too
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_option(groups[setting.group], setting)
     _add_doctor(commands)
     _add_store(commands)
+    _add_token(commands)
     return parser
 
 
@@ -106,6 +109,33 @@ def _add_store(commands: _Commands) -> None:
     copy.add_argument(
         "--skip-damaged", action="store_true", help="leave damaged rows behind, instead of copying nothing where there are any"
     )
+
+
+def _add_token(commands: _Commands) -> None:
+    token = commands.add_parser("token", help="make tokens", description="Make tokens.", allow_abbrev=False)
+    actions = token.add_subparsers(title="actions", metavar="ACTION", required=True)
+    new = actions.add_parser(
+        "new",
+        help="make a token, and the line that grants it its rights",
+        description="Make a token. Prints it, and below it the line for the file of --tokens-file. The token is not kept anywhere: a lost one is "
+        "replaced by a new one. A server notices the new line by itself.",
+        allow_abbrev=False,
+    )
+    new.set_defaults(run=_new_token)
+    new.add_argument(
+        "--name", required=True, metavar="TEXT", help="whose it is; a name may have several tokens, and logs show the name only"
+    )
+    new.add_argument(
+        "--scopes", required=True, metavar="LIST", help=f"what it is for, separated by commas: {', '.join(Scope)} (all of them)"
+    )
+    new.add_argument(
+        "--queues",
+        nargs="+",
+        default=[EVERY_QUEUE],
+        metavar="PATTERN",
+        help="for which queues; * stands for any text [default: every queue]",
+    )
+    new.add_argument("--expires", metavar="WHEN", help="until when: RFC 3339, or a number of days such as 90d [default: never]")
 
 
 def _add_option(group: argparse._ActionsContainer, setting: Setting) -> None:
@@ -154,6 +184,27 @@ def _copy(arguments: argparse.Namespace) -> int:
     copied = copy.run(arguments.source, arguments.target, skip_damaged=arguments.skip_damaged, tell=_tell)
     _print([copied.summary])
     return 0
+
+
+def _new_token(arguments: argparse.Namespace) -> int:
+    scopes = [scope.strip() for scope in arguments.scopes.split(",")]
+    token, line = new_token(arguments.name, scopes, arguments.queues, _when(arguments.expires))
+    _print([token, line])
+    return 0
+
+
+def _when(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        if text.endswith("d"):
+            return (datetime.now(UTC) + timedelta(days=int(text[:-1]))).replace(microsecond=0)
+        when = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        when = None
+    if when is None or when.tzinfo is None:
+        raise SettingError(f"--expires must be RFC 3339, such as 2030-01-31T00:00:00Z, or a number of days, such as 90d, not {text[:60]!r}")
+    return when
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ does not start. `settings_table` describes every setting to the command line, it
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import os
 import re
@@ -43,6 +44,14 @@ _Count = Annotated[int, msgspec.Meta(ge=1, le=_UNREACHABLE)]
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400.0 * 3650)]
 
 
+def is_loopback(host: str) -> bool:
+    """Say whether an address to listen on can be reached from this machine only. Of names only `localhost` is known to be one."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -61,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
+    tokens_file: str = ""
+    insecure: bool = False
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -112,6 +123,9 @@ SETTINGS_HELP: dict[str, str] = {
     "tls_cert": "PEM file with the server's certificate chain: the port then speaks HTTPS, and nothing else. Read again when it changes",
     "tls_key": "PEM file with the certificate's private key, where it is not in tls_cert",
     "tls_client_ca": "PEM file with the authorities of client certificates: a client must then show one",
+    "tokens_file": "file of who may do what, a line for each token or client certificate; see `proteus-shards token new`. Read again when it changes. Without it "
+    "nobody is asked",
+    "insecure": "listen on addresses that others can reach though nobody is asked who they are",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, plain HTTP, beside the one on port; 0: none",
     "log_format": "auto is console on a terminal and json elsewhere",
@@ -389,6 +403,11 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
             raise SettingError(f"{sources[name]} needs tls_cert, the certificate to serve with")
     if settings.metrics_host != LOOPBACK and not settings.metrics_port:
         raise SettingError(f"{sources['metrics_host']} needs metrics_port, the port to serve on")
+    if not (is_loopback(settings.host) or settings.tokens_file or settings.tls_client_ca or settings.insecure):
+        raise SettingError(
+            f"{sources['host']}: others can reach {settings.host}, and anyone who does could take and change all jobs. Give a tokens_file "
+            "(see `proteus-shards token new`) or a tls_client_ca; or, where something else keeps others away, insecure"
+        )
     if settings.batch_jobs_max > settings.shard_pending_max:
         name = sources.get("batch_jobs_max", sources.get("shard_pending_max", "batch_jobs_max"))
         raise SettingError(

@@ -242,3 +242,66 @@ def test_everything_killed_at_once_loses_nothing_accepted(start_server: StartSer
     server = start_server()
 
     assert server.request("GET", "/next?queue=mail").json()["id"] == "1"
+
+
+def new_token(*options: str) -> list[str]:
+    """Return the two lines of `token new`: the token, and its line for the file."""
+    command = [sys.executable, "-m", "proteus_shards", "token", "new", "--name", "test", *options]
+    return subprocess.run(command, env=server_environ({}), check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_a_token_that_was_made_opens_a_server_that_others_can_reach(start_server: StartServer, tmp_path: Path) -> None:
+    """Once its line is in the file, without a restart; and not any more once it is taken out."""
+    path = tmp_path / "tokens"
+    first, second = new_token("--scopes", "admin"), new_token("--scopes", "consume", "--queues", "mail", "sms-*", "--expires", "90d")
+    path.write_text(first[1] + "\n")
+    server = start_server("--host", "0.0.0.0", "--tokens-file", str(path))
+
+    def status(token: str) -> int:
+        return server.request("GET", "/next?queue=mail", headers={"Authorization": f"Bearer {token}"}).status
+
+    assert [server.request("GET", "/next?queue=mail").status, status(first[0]), status(second[0])] == [401, 204, 401]
+    path.write_text(second[1] + "\n")
+    eventually(lambda: status(second[0]) == 204)
+    assert status(first[0]) == 401
+    assert (server.request("GET", "/health").status, server.request("GET", "/metrics").status) == (200, 401)
+    assert first[0] not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--scopes", "everything"], "token: scopes: must be among produce, consume, read, admin"),
+        (["--scopes", "read", "--expires", "soon"], "--expires must be RFC 3339"),
+        (["--scopes", "read", "--expires", "2030-01-31T00:00:00"], "--expires must be RFC 3339"),
+    ],
+)
+def test_a_token_without_sense_is_not_made(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says why, and ends with 2."""
+    assert main(["token", "new", "--name", "a", *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_server_does_not_start_on_a_tokens_file_that_it_cannot_use(tmp_path: Path) -> None:
+    """It says which line is wrong."""
+    path = tmp_path / "tokens"
+    path.write_text("{}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "proteus_shards",
+        "serve",
+        "--port",
+        "0",
+        "--shards",
+        "1",
+        "--store",
+        "memory:",
+        "--tokens-file",
+        str(path),
+    ]
+
+    ran = subprocess.run(command, env=server_environ({}), check=False, capture_output=True, text=True, timeout=60)
+
+    assert ran.returncode == 1
+    assert f"tokens_file: {path} line 1: Object missing required field `name`" in ran.stderr

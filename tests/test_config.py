@@ -200,7 +200,24 @@ def test_a_whole_batch_must_fit_into_a_shard() -> None:
 
 def test_settings_travel_as_json() -> None:
     """The children get them as one line."""
-    settings = load_settings({"shard_bytes_max": "3GiB", "host": "::"}, {})
+    settings = load_settings({"shard_bytes_max": "3GiB", "host": "::1"}, {})
 
     assert settings.shard_bytes_max == 3 * GIB
     assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", "localhost.example.org", "::ffff:192.0.2.1"])
+def test_a_server_that_others_can_reach_asks_who_they_are_or_says_that_it_does_not(host: str) -> None:
+    """With tokens, client certificates, or in so many words; else it does not start."""
+    message = refusal({"host": host})
+
+    assert message.startswith(f"--host: others can reach {host}, ")
+    assert all(name in message for name in ("tokens_file", "tls_client_ca", "insecure"))
+    for given in ({"tokens_file": "t"}, {"tls_cert": "c", "tls_client_ca": "a"}, {"insecure": True}):
+        assert load_settings({"host": host, **given}, {}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_on_a_loopback_address_nobody_is_asked(host: str) -> None:
+    """Whoever is on the machine is trusted, by default."""
+    assert load_settings({"host": host}, {}).tokens_file == ""

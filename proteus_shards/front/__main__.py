@@ -30,6 +30,7 @@ from proteus_shards import logs
 from proteus_shards.boot import STDIN, beat, read_boot, report
 from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, socket_path
 from proteus_shards.errors import SettingError
+from proteus_shards.front.access import Access
 from proteus_shards.front.app import make_app
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.metrics import Page
@@ -86,7 +87,12 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     """Serve until drained; the page of metrics on a port of its own, too, where there is one."""
     settings = boot.settings
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
-    router = Router(links)
+    try:
+        access = Access(settings.tokens_file) if settings.tokens_file else None
+    except SettingError as error:
+        report(Failed(str(error), final=True))
+        sys.exit(1)
+    router = Router(links, access)
     page = Page(router, settings, boot.run_dir, boot.front)
     metrics_server: Server | None = None
     if metrics is not None:
@@ -115,6 +121,8 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         nursery.start_soon(watch_lifeline, drain)
         nursery.start_soon(beat_forever)
         nursery.start_soon(page.keep_forever)
+        if access is not None:
+            nursery.start_soon(access.watch_forever)
         for link in links:
             nursery.start_soon(link.run)
         with trio.move_on_after(LINKS_SECONDS_MAX):

@@ -21,16 +21,17 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import trio
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
 
 from proteus_shards.config import Settings
+from proteus_shards.front.access import OPEN, check_route, rule_of
 from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
-from proteus_shards.front.connection import CURRENT_CONNECTION
+from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.counts import OTHER
-from proteus_shards.front.exchange import SCOPE_KEY, Exchange
+from proteus_shards.front.exchange import GRANT_KEY, SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import origin_form
 from proteus_shards.front.metrics import Page, add_metrics_route
@@ -69,10 +70,17 @@ def make_app(router: Router, settings: Settings, page: Page | None = None, *, me
     async def fault(error: Exception) -> Response:
         return response_of(log_fault(error).answer())
 
+    async def admit() -> Response | None:
+        """Let a request in if whoever sends it may ask for this route at all. What else it names is looked at once it is understood."""
+        refused = _refused(request.scope, rule.rule if (rule := request.url_rule) is not None else None)
+        return response_of(refused.answer()) if refused is not None else None
+
+    if router.access is not None and not metrics_only:
+        app.before_request(admit)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, fault)
     routes = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
-    app.asgi_app = _Gate(app.asgi_app, router, settings, routes)  # type: ignore[method-assign]
+    app.asgi_app = _Gate(app.asgi_app, router, settings, routes, open_to_all=metrics_only)  # type: ignore[method-assign]
     return app
 
 
@@ -95,12 +103,22 @@ def problem_of(error: HTTPException, settings: Settings) -> Problem:
 class _Gate:
     """The outermost part of the app: each HTTP request passes it on the way in, each answer on the way out."""
 
-    def __init__(self, app: AsgiApp, router: Router, settings: Settings, routes: Collection[tuple[str, str]]) -> None:
+    def __init__(
+        self, app: AsgiApp, router: Router, settings: Settings, routes: Collection[tuple[str, str]], *, open_to_all: bool = False
+    ) -> None:
         self._counts = {route: router.counts.of("quart", route[1].removeprefix("/v1")) for route in routes}
         self._no_route = router.counts.of("quart", OTHER)
         self._app = app
         self._router = router
         self._settings = settings
+        self._access = None if open_to_all else router.access
+
+    def _with_grant(self, scope: Any, connection: Connection | None) -> Any:
+        """Return a request's scope with what its sender may do, where that matters."""
+        if self._access is None:
+            return scope
+        names = connection.client_names if connection is not None else ()
+        return {**scope, GRANT_KEY: self._access.grant_of(_authorization(scope), names)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -134,8 +152,9 @@ class _Gate:
 
         path = _path_of(scope)
         count = self._counts.get((scope["method"], path or ""), self._no_route)
-        broken = _broken_rule(scope, path, self._settings)
         connection = CURRENT_CONNECTION.get()
+        scope = self._with_grant(scope, connection)
+        broken = _broken_rule(scope, path, self._settings)
         if connection is not None:
             connection.begin_exchange()
         try:
@@ -158,6 +177,21 @@ class _Gate:
                 connection.end_exchange()
 
 
+def _refused(scope: Any, route: str | None) -> Problem | None:
+    """Say why whoever sends a request may not ask for a route, if it may not. Of what is no route only those learn who may ask for something."""
+    rule = rule_of(scope["method"], route) if route is not None else OPEN
+    grant = scope[GRANT_KEY]
+    if isinstance(grant, Problem):
+        return None if rule == OPEN and route is not None else grant
+    return check_route(grant, rule)
+
+
+def _authorization(scope: Any) -> bytes | None:
+    """Return the value of the field, or nothing that could be right where it stands there twice."""
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    return found[0] if len(found) == 1 else (b"" if found else None)
+
+
 def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem | None:
     """Say what Hypercorn lets pass and the fast lane does not, as far as it can still be seen here."""
     if len(scope["headers"]) > settings.headers_max:
@@ -172,6 +206,8 @@ def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem 
         return Problem(status=400, detail="the target of the request is not on this host")
     if target.startswith("//"):  # Werkzeug would take it for a path with one slash
         return _NOTHING_HERE
+    if GRANT_KEY in scope and comes_in_lines(scope, target):  # Quart does not see it
+        return _refused(scope, target)
     return None
 
 

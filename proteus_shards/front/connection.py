@@ -28,6 +28,7 @@ import trio
 from proteus_shards.front.guard import Guard
 from proteus_shards.front.heads import Fault, HttpLimits
 from proteus_shards.front.http1 import write_answer
+from proteus_shards.front.tls import names_in
 
 LINGER_SECONDS_MAX = 1.0
 LINGER_BYTES_MAX = 8 * 1024 * 1024
@@ -75,6 +76,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._finishing = False
         self._reading = False
         self._ended = trio.Event()
+        self.client_names: frozenset[str] = frozenset()  # those of the client's certificate
 
     def begin_exchange(self) -> None:
         """Note that a request has begun: its head is whole."""
@@ -286,6 +288,7 @@ class SecureConnection(Connection):
             await self._secured.do_handshake()
         except trio.ClosedResourceError as error:  # it was aborted, by a drain say
             raise trio.BrokenResourceError("the connection was aborted in its handshake") from error
+        self.client_names = names_in(self._secured.getpeercert())
         if self._guard is not None and self.selected_alpn_protocol() == "h2":
             self._guard.http2 = True
 

@@ -17,7 +17,7 @@ from proteus_shards.core.commands import Sample
 STATUSES_MAX = 600
 CLASSES = (2, 4, 5)  # of status; the others are not used, and shown when they are
 OTHER = "other"  # the route of what is no route
-PROBLEM_STATUSES = (400, 404, 405, 408, 409, 413, 414, 415, 422, 429, 431, 500, 503)
+PROBLEM_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 422, 429, 431, 500, 503)
 REFUSAL_LIMITS = (  # of 429
     "link_bytes_max",
     "link_requests_max",

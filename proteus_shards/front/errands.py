@@ -143,7 +143,7 @@ class CompleteAndNext:
     delivers = True
 
     def __init__(self, complete: Complete, queues: Sequence[str], count: int, wait_us: int, show: ShowJobs) -> None:
-        self._complete = complete
+        self.command = complete
         self.queues = queues
         self._count = count
         self._wait_us = wait_us
@@ -157,7 +157,7 @@ class CompleteAndNext:
         """See `Errand`."""
         self._router = router
         self._on_answer = on_answer
-        sent = router.submit(self._complete, self._take_completion)
+        sent = router.submit(self.command, self._take_completion)
         if isinstance(sent, Refused):
             self._take_completion(sent)
         elif len(self.queues) == 1:
@@ -182,7 +182,7 @@ class CompleteAndNext:
         if isinstance(outcome, Refused):
             self.abandon()
             completed = None if outcome.reason in (Reason.UNKNOWN, Reason.FAULT) else False
-            problem = refusal(outcome, self._complete.queue, self._complete.id, completed=completed)
+            problem = refusal(outcome, self.command.queue, self.command.id, completed=completed)
             self._on_answer(problem.answer(), ())
             return
         self._completed = True

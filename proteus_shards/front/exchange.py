@@ -30,14 +30,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from proteus_shards.core.commands import Delivery
+from proteus_shards.front.answers import Problem
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.router import Router
+from proteus_shards.tokens import Grant
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGISendCallable
 
 WITH_JOBS = frozenset({200, 207})  # the statuses of answers that hold jobs
 SCOPE_KEY = "proteus_shards.exchange"
+GRANT_KEY = "proteus_shards.grant"
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -116,3 +119,10 @@ class Exchange:
 def exchange_of(scope: Any) -> Exchange:
     """Return the exchange that an ASGI scope belongs to."""
     return cast("Exchange", scope[SCOPE_KEY])
+
+
+def grant_of(scope: Any) -> Grant | None:
+    """Return what the sender of a request may do, or None where everyone may do everything. The request has passed `access.check_route`."""
+    grant: Grant | Problem | None = scope.get(GRANT_KEY)
+    assert not isinstance(grant, Problem), "a route that is open to all asks for something"
+    return grant

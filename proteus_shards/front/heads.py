@@ -71,6 +71,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     keep_alive: bool
     http10: bool
     expects: bool  # 100 Continue
+    authorization: bytes | None = None  # empty where it stands there twice
 
 
 class _Fields:
@@ -133,6 +134,7 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
     length, framed, chunked, hosts = 0, False, False, 0
     host = connection = b""
     encoding: str | None = None
+    authorization: bytes | None = None
     ndjson = expects = False
     for name, value in seen.fields:
         match name.lower():
@@ -148,6 +150,8 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
                 chunked = framed = True
             case b"connection":
                 connection += b"," + value.lower()
+            case b"authorization":
+                authorization = value if authorization is None else b""
             case b"content-type":
                 ndjson = ndjson or is_ndjson(value)
             case b"content-encoding":
@@ -171,7 +175,7 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
         return refuse(400, "the target of the request has a fragment")
     options = {option.strip() for option in connection.split(b",")} if connection else frozenset()
     keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
-    return Head(method, target, seen.fields, -1 if chunked else length, encoding, ndjson, keep_alive, http10, expects)
+    return Head(method, target, seen.fields, -1 if chunked else length, encoding, ndjson, keep_alive, http10, expects, authorization)
 
 
 class ChunkedBody:

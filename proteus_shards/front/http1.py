@@ -38,6 +38,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     content_encoding: str | None
     keep_alive: bool
     http10: bool
+    authorization: bytes | None = None
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -68,6 +69,7 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     keep_alive: bool
     http10: bool
     expects: bool
+    authorization: bytes | None
 
 
 KnownHeads: TypeAlias = dict[bytes, _Head]
@@ -137,7 +139,15 @@ class RequestReader:
             if parsed.ndjson or not self._serves(parsed.method, path):
                 return Handover(buffer)
             head = _Head(
-                parsed.method, path, query, parsed.length, parsed.content_encoding, parsed.keep_alive, parsed.http10, parsed.expects
+                parsed.method,
+                path,
+                query,
+                parsed.length,
+                parsed.content_encoding,
+                parsed.keep_alive,
+                parsed.http10,
+                parsed.expects,
+                parsed.authorization,
             )
             if end <= KNOWN_BYTES_MAX:
                 if len(self._known) >= KNOWN_HEADS_MAX:
@@ -194,7 +204,7 @@ class RequestReader:
         self._chunks = None
         if self._body:
             self._body = bytearray()
-        return Request(head.method, head.path, head.query, body, head.content_encoding, head.keep_alive, head.http10)
+        return Request(head.method, head.path, head.query, body, head.content_encoding, head.keep_alive, head.http10, head.authorization)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------

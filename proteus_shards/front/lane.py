@@ -37,8 +37,9 @@ import trio
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Delivered, Delivery, Next, Outcome, Refused
+from proteus_shards.front.access import rule_of
 from proteus_shards.front.answers import Answer, Problem
-from proteus_shards.front.bodies import unpack_body
+from proteus_shards.front.asking import understand
 from proteus_shards.front.caller import Caller, LaneStatistics, Slot
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import Fault, limits_of
@@ -55,7 +56,7 @@ from proteus_shards.front.http1 import (
 from proteus_shards.front.operations import PREFIXES, Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
 from proteus_shards.front.router import Router
-from proteus_shards.front.routes import LANE_ROUTES, ROUTES_WITH_BODY
+from proteus_shards.front.routes import LANE_ROUTES
 
 RECEIVE_BYTES = 64 * 1024
 SWEEP_SECONDS = 0.25
@@ -99,7 +100,10 @@ class Lane:
         self._accept_again = math.inf
         self._stopping = False
         self._writer = AnswerWriter()
-        self._routes = {key: (parse, router.counts.of("lane", key[1].decode().removeprefix("/v1"))) for key, parse in _ROUTES.items()}
+        self._routes = {
+            (method, path): (parse, router.counts.of("lane", path.decode().removeprefix("/v1")), rule_of(method, path.decode()))
+            for (method, path), parse in _ROUTES.items()
+        }
         self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -317,11 +321,8 @@ class Lane:
             self._fill(slot, log_fault(error).answer())
 
     def _ask(self, slot: Slot, request: Request) -> None:
-        parse, slot.tally = self._routes[request.method, request.path]
-        body: bytes | Problem = request.body
-        if parse in ROUTES_WITH_BODY and request.content_encoding is not None:
-            body = unpack_body(request.body, request.content_encoding, self._settings.body_size_max)
-        asked = body if isinstance(body, Problem) else parse(body, request.query, self._settings)
+        parse, slot.tally, rule = self._routes[request.method, request.path]
+        asked = understand(request, parse, rule, self._router.access, self._settings)
         if isinstance(asked, Ask):
             sent = self._router.submit(asked.command, partial(self._take_outcome, slot, asked))
             if isinstance(sent, Refused):

@@ -16,10 +16,11 @@ from quart_trio import QuartTrio
 from proteus_shards import __version__
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Delivered, Delivery
+from proteus_shards.front.access import check_asked
 from proteus_shards.front.answers import Answer, Problem, json_answer
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand
-from proteus_shards.front.exchange import exchange_of
+from proteus_shards.front.exchange import exchange_of, grant_of
 from proteus_shards.front.operations import PREFIXES, Ask, Parse, answer
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
@@ -49,6 +50,9 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
             arrived = cast("bytes", await request.get_data(cache=False))
             body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)
+        grant = grant_of(request.scope)
+        if grant is not None:
+            asked = check_asked(grant, asked) or asked
         if isinstance(asked, Problem):
             return response_of(asked.answer())
         if not isinstance(asked, Ask):

@@ -31,14 +31,17 @@ import trio
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Done, Enqueue, Outcome, Reason, Refused
+from proteus_shards.front.access import check_items
 from proteus_shards.front.answers import Answer, Problem, fault
 from proteus_shards.front.batches import Tally, line_too_long
 from proteus_shards.front.bodies import Unpacker, unpacker_of
+from proteus_shards.front.exchange import grant_of
 from proteus_shards.front.heads import is_ndjson
 from proteus_shards.front.job_bodies import read_job
 from proteus_shards.front.operations import PREFIXES
 from proteus_shards.front.queries import parse_query
 from proteus_shards.front.router import Router
+from proteus_shards.tokens import Grant
 
 HELD_BYTES_MAX = 1024 * 1024  # of lines that are read and not sent yet; one line may be larger
 LINE_BYTES = 512  # what a line weighs beside its text: a thousand short ones are objects, too
@@ -112,7 +115,7 @@ async def enqueue_as_it_comes(scope: Any, receive: Callable[[], Awaitable[Any]],
     if isinstance(wrong, Problem):
         return wrong.answer()
     assert isinstance(unpacker, Unpacker)
-    upload = _Upload(receive, router, settings, unpacker)
+    upload = _Upload(receive, router, settings, unpacker, grant_of(scope))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upload.read)
         await upload.send()
@@ -136,11 +139,14 @@ async def read_rest(receive: Callable[[], Awaitable[Any]], ended: Callable[[], b
 class _Upload:
     """One body under way."""
 
-    def __init__(self, receive: Callable[[], Awaitable[Any]], router: Router, settings: Settings, unpacker: Unpacker) -> None:
+    def __init__(
+        self, receive: Callable[[], Awaitable[Any]], router: Router, settings: Settings, unpacker: Unpacker, grant: Grant | None
+    ) -> None:
         self._receive = receive
         self._router = router
         self._settings = settings
         self._unpacker = unpacker
+        self._grant = grant
         self._lines = LineReader(settings)
         self._tally = Tally()
         self._held: list[Line] = []
@@ -228,6 +234,8 @@ class _Upload:
             self._held_bytes -= sum(size for _, _, size in lines)
             self._change()
             items = [item for _, item, _ in lines]
+            if self._grant is not None:
+                items = check_items(self._grant, items)
             self._tally.add([number for number, _, _ in lines], items, await self._settle(items))
             if self._tally.retryable is not None:
                 # the last line may have no end, and then it is still the one at hand

@@ -10,6 +10,7 @@ import trio
 
 from proteus_shards.core.commands import Command, Delivery, Next, Outcome, Refused, Statistics
 from proteus_shards.core.placement import shard_of, slot_of
+from proteus_shards.front.access import Access
 from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
 from proteus_shards.front.operations import QueueCommand
@@ -19,8 +20,9 @@ from proteus_shards.front.pending import UNSETTLED, OnOutcomes, OnReply
 class Router:
     """The links of one front, in the order of their shards."""
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    def __init__(self, links: Sequence[Link], access: Access | None = None) -> None:
         self.links = tuple(links)
+        self.access = access  # who may ask; None: everyone
         self.draining = False
         self.counts = RequestCounts()  # of all that is asked of this front, whoever serves it
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from proteus_shards.config import Settings
 from proteus_shards.errors import SettingError
@@ -82,6 +84,15 @@ class Certificates:
     def _name_of(self, path: Path) -> str:
         names = ("tls_cert", "tls_key", "tls_client_ca")
         return next(name for name in names if getattr(self._settings, name) and Path(getattr(self._settings, name)) == path)
+
+
+def names_in(certificate: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the names that a checked client certificate is for: its common names, and its alternative names that are DNS names, addresses of mail or URIs."""
+    if not certificate:
+        return frozenset()
+    subject = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    others = [value for kind, value in certificate.get("subjectAltName", ()) if kind in {"DNS", "email", "URI"}]
+    return frozenset([*subject, *others])
 
 
 def _no_password() -> str:

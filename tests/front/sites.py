@@ -16,6 +16,7 @@ import trustme
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Outcome
+from proteus_shards.front.access import Access
 from proteus_shards.front.app import make_app
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
@@ -140,6 +141,7 @@ async def serving(
     """Serve; at the end, drain."""
     async with linked(tmp_path, settings, answer) as (router, shards), trio.open_nursery() as nursery:
         listener = socket.create_server(("127.0.0.1", 0))
+        router.access = Access(settings.tokens_file) if settings.tokens_file else None
         server = Server(make_app(router, settings), router, settings)
         await nursery.start(server.serve, listener, settings.drain_seconds_max)
         site = Site(server, router, shards[0], listener.getsockname()[1])

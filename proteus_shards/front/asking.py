@@ -1,0 +1,33 @@
+"""From a whole request of the fast lane to what is asked: who asks, whether that is allowed, and what the body and the query mean. Sync."""
+
+from __future__ import annotations
+
+from proteus_shards.config import Settings
+from proteus_shards.front.access import Access, Rule, check_asked, check_route
+from proteus_shards.front.answers import Problem
+from proteus_shards.front.bodies import unpack_body
+from proteus_shards.front.errands import Errand
+from proteus_shards.front.http1 import Request
+from proteus_shards.front.operations import Ask, Parse
+from proteus_shards.front.routes import ROUTES_WITH_BODY
+
+
+def understand(request: Request, parse: Parse, rule: Rule | None, access: Access | None, settings: Settings) -> Ask | Errand | Problem:
+    """Return what a request asks for, or why it may not or cannot."""
+    if access is None:
+        return _read(request, parse, settings)
+    grant = access.grant_of(request.authorization)
+    if isinstance(grant, Problem):
+        return grant
+    refused = check_route(grant, rule)
+    if refused is not None:
+        return refused
+    asked = _read(request, parse, settings)
+    return check_asked(grant, asked) or asked
+
+
+def _read(request: Request, parse: Parse, settings: Settings) -> Ask | Errand | Problem:
+    body: bytes | Problem = request.body
+    if parse in ROUTES_WITH_BODY and request.content_encoding is not None:
+        body = unpack_body(request.body, request.content_encoding, settings.body_size_max)
+    return body if isinstance(body, Problem) else parse(body, request.query, settings)
