@@ -171,12 +171,12 @@ def _show_accepted(outcome: Outcome) -> Answer:
 
 
 def _show_changed_queue(items: Sequence[Item], outcomes: list[Outcome]) -> Answer:
+    command, _ = items
+    if isinstance(command, Problem):
+        return command.answer()
     changed, shown = outcomes
     refused = changed if isinstance(changed, Refused) else shown
-    if not isinstance(refused, Refused):
-        return _show_queue(shown)
-    (command, _) = items
-    return refusal(refused, None if isinstance(command, Problem) else command.queue).answer()
+    return refusal(refused, command.queue).answer() if isinstance(refused, Refused) else _show_queue(shown)
 
 
 def _show_queue(outcome: Outcome) -> Answer:

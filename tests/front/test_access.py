@@ -15,7 +15,19 @@ import pytest
 import trustme
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Command, ListDead, Listed, Next, Outcome
+from proteus_shards.core.commands import Command, Done, ListDead, Listed, Next, Outcome
+from proteus_shards.core.commands_control import (
+    FindJobs,
+    GetJob,
+    GetQueue,
+    Jobs,
+    JobView,
+    ListJobs,
+    ListQueues,
+    Queues,
+    QueueView,
+    SetQueue,
+)
 from proteus_shards.errors import SettingError
 from proteus_shards.front.access import OPEN, RULES, Access, rule_of
 from proteus_shards.front.answers import Problem
@@ -34,13 +46,26 @@ LINES: dict[str, dict[str, Any]] = {  # token: its line
     **{scope: {"scopes": [scope]} for scope in Scope},
     **{f"{scope} of q": {"scopes": [scope], "queues": ["q", "q-*"]} for scope in Scope},
 }
-BODIES: dict[tuple[str, str], Any] = {("POST", "/enqueue"): JOB, ("POST", "/batch"): [{"op": "next", "queue": "q"}]}
-QUERIES = {"/enqueue": "", "/batch": "", "/next": "queue=q", "/dead": "queue=q", "/complete-and-next": "queue=q&job_id=a"}
+BODIES: dict[tuple[str, str], Any] = {
+    ("PATCH", "/queue"): {},
+    ("POST", "/enqueue"): JOB,
+    ("POST", "/batch"): [{"op": "next", "queue": "q"}],
+}
+QUERIES = {"/enqueue": "", "/batch": "", "/queues": "limit=1", "/find": "job_id=a"}
+QUERIES |= dict.fromkeys(("/next", "/dead", "/queue", "/jobs", "/pause", "/resume"), "queue=q")
+JOB_VIEW = JobView("q", "a", 1, "ready", 1, False, 0, b"1", None, None, 0, None, None, None, 0, 0, None)
+QUEUE_VIEW = QueueView("q", 0, 0, 0, 0, 0, 0, 0, 0, False)
 
 
 def answering(command: Command) -> Outcome | None:
     """Answer as a shard without jobs."""
-    return Listed([]) if isinstance(command, ListDead) else obliging(command)
+    if isinstance(command, ListDead):
+        return Listed([])
+    if isinstance(command, GetJob | FindJobs | ListJobs):
+        return Jobs([JOB_VIEW])
+    if isinstance(command, GetQueue | ListQueues):
+        return Queues([QUEUE_VIEW])
+    return Done() if isinstance(command, SetQueue) else obliging(command)
 
 
 def write_tokens(path: Path, lines: dict[str, dict[str, Any]]) -> str:

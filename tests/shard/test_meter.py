@@ -22,6 +22,7 @@ SHARDS_OWN = {name for name, metric in METRICS.items() if metric.labels[0] in {"
     "proteus_link_timeouts_total",
     "proteus_deliveries_returned_total",
     "proteus_process_restarts_total",  # the supervisor's
+    "proteus_process_crashes",
 }
 
 
