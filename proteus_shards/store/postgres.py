@@ -1,4 +1,4 @@
-"""One shard's rows in Postgres.
+"""One shard's rows and records in Postgres.
 
 **Commit** is one statement, and so one transaction and one round trip. It locks the shard's lease `FOR SHARE` under the epoch and the owner that
 this store has, and whoever takes the lease over must wait for it; a commit that waited for a takeover looks at the lease again, and finds itself fenced.
@@ -31,33 +31,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import uuid4
 
 import asyncpg
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_of, is_damage
-from proteus_shards.store.postgres_rows import rows_of, statement_of
+from proteus_shards.store.postgres_rows import damaged_record, damaged_row, keys_of, records_of, rows_of, statement_of
 from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
 from proteus_shards.store.postgres_upkeep import Upkeep
 from proteus_shards.store.postgres_url import PostgresUrl
 
 log = logging.getLogger("proteus_shards.store")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOAD_ROWS = 5000  # in a chunk
-LOAD_BYTES = 16 * 1024 * 1024  # of payloads and states in a chunk, and one row more
+LOAD_BYTES = 16 * 1024 * 1024  # of payloads, states and extras in a chunk, or of records, and one row more
 CAREFUL_ROWS = 50  # read at once where some row is damaged
 READ_ROWS = 5000
+READ_RECORDS = 256  # of which each may be large
 TAKE_ATTEMPTS = 3
 
 _T = TypeVar("_T")
+_Made = TypeVar("_Made", Row, Record)
 
 
 class PostgresStore:
@@ -131,24 +133,17 @@ class PostgresStore:
             ours = await connection.fetchval(query(statement), self._lease, self._epoch, self._owner, *arguments)
         if not ours:
             raise StoreFenced(f"postgres: another owner has taken these rows over from epoch {self._epoch}")
-        self._upkeep.count(len(batch.deletes) + len(batch.marks))
+        self._upkeep.count(len(batch.deletes) + len(batch.marks) + len(batch.records))
         if self._warned:  # the one warning that a commit can bring: it stopped waiting for the standby
             raise StoreUnknown("postgres: the commit is on the primary, but perhaps on no standby")
 
-    async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
+    def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         """Yield all rows in order."""
-        connection = self._live()
-        given = 0
-        steps = self._load(connection)
-        try:
-            async for chunk in steps:
-                yield chunk
-                given += len(chunk)
-        except _Unreadable:  # some row of the next chunk
-            async for chunk in self._load_carefully(connection, given):
-                yield chunk
-        finally:
-            await steps.aclose()
+        return self._load_all(_ROWS)
+
+    def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield all records."""
+        return self._load_all(_RECORDS)
 
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows that exist among `keys`."""
@@ -157,12 +152,25 @@ class PostgresStore:
         found: dict[RowKey, Row] = {}
         places = list(wanted)
         for start in range(0, len(places), READ_ROWS):
-            for row in await self._read(connection, places[start : start + READ_ROWS]):
+            for row in await self._read(connection, _ROWS, places[start : start + READ_ROWS]):
                 if isinstance(row, Damaged):
                     raise StoreFailed(f"postgres: the row at {row.where} is damaged: {row.fault}")
                 key = wanted[row.slot, row.seq]
                 if (row.queue, row.id) == (key.queue, key.id):
                     found[key] = row
+        return found
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return the values of the records that exist among `keys`."""
+        connection = self._live()
+        wanted = [keys_of(key) for key in keys]
+        found: dict[RecordKey, bytes] = {}
+        for start in range(0, len(wanted), READ_RECORDS):
+            for record in await self._read(connection, _RECORDS, wanted[start : start + READ_RECORDS]):
+                if isinstance(record, Damaged):
+                    raise StoreFailed(f"postgres: the record at {record.where} is damaged: {record.fault}")
+                assert record.value is not None
+                found[RecordKey(record.slot, record.kind, record.name)] = record.value
         return found
 
     async def close(self) -> None:
@@ -255,37 +263,48 @@ class PostgresStore:
 
     # --- reading -----------------------------------------------------------------------------------------------
 
-    async def _read(self, connection: Any, places: Sequence[tuple[int, int]]) -> list[Row | Damaged]:
+    async def _read(self, connection: Any, table: _Table[_Made], places: Sequence[tuple[Any, ...]]) -> list[_Made | Damaged]:
         async with self._bounded(connection, Doing.READING):
-            return rows_of(await connection.fetch(query("read"), [slot for slot, _ in places], [seq for _, seq in places]))
+            return table.made(await connection.fetch(query(table.read), *zip(*places, strict=True)))
 
-    async def _load(self, connection: Any) -> AsyncGenerator[list[Row | Damaged], None]:
+    async def _load_all(self, table: _Table[_Made]) -> AsyncIterator[list[_Made | Damaged]]:
+        connection = self._live()
+        given = 0
+        steps = self._load(connection, table)
+        try:
+            async for chunk in steps:
+                yield chunk
+                given += len(chunk)
+        except _Unreadable:  # something in the next chunk
+            async for chunk in self._load_carefully(connection, table, given):
+                yield chunk
+        finally:
+            await steps.aclose()
+
+    async def _load(self, connection: Any, table: _Table[_Made]) -> AsyncGenerator[list[_Made | Damaged], None]:
         bounds = (self._slots.start, self._slots.stop - 1)
         async with self._snapshot(connection):
-            parts = [part for (part,) in await self._step(connection, connection.fetch(query("plan_load"), *bounds, LOAD_BYTES))]
-            cursor = await self._step(connection, connection.cursor(query("load"), *bounds))
+            parts = [part for (part,) in await self._step(connection, connection.fetch(query(table.plan), *bounds, LOAD_BYTES))]
+            cursor = await self._step(connection, connection.cursor(query(table.load), *bounds))
             for part in parts:
                 for start in range(0, part, LOAD_ROWS):
-                    yield rows_of(await self._step(connection, cursor.fetch(min(LOAD_ROWS, part - start))))
+                    yield table.made(await self._step(connection, cursor.fetch(min(LOAD_ROWS, part - start))))
 
-    async def _load_carefully(self, connection: Any, given: int) -> AsyncIterator[list[Row | Damaged]]:
-        """Read what is left by key. Nobody else writes these rows, so that they are still those of the snapshot."""
+    async def _load_carefully(self, connection: Any, table: _Table[_Made], given: int) -> AsyncIterator[list[_Made | Damaged]]:
+        """Read what is left by key. Nobody else writes here, so that it is still what the snapshot had."""
         bounds = (self._slots.start, self._slots.stop - 1)
         async with self._snapshot(connection):
-            places = [(slot, seq) for slot, seq in await self._step(connection, connection.fetch(query("load_keys"), *bounds, given))]
+            places = [tuple(place) for place in await self._step(connection, connection.fetch(query(table.keys), *bounds, given))]
         for start in range(0, len(places), CAREFUL_ROWS):
-            yield await self._read_carefully(connection, places[start : start + CAREFUL_ROWS])
+            yield await self._read_carefully(connection, table, places[start : start + CAREFUL_ROWS])
 
-    async def _read_carefully(self, connection: Any, places: Sequence[tuple[int, int]]) -> list[Row | Damaged]:
+    async def _read_carefully(self, connection: Any, table: _Table[_Made], places: Sequence[tuple[Any, ...]]) -> list[_Made | Damaged]:
         try:
-            return rows_of(
-                await self._step(connection, connection.fetch(query("read"), [slot for slot, _ in places], [seq for _, seq in places]))
-            )
+            return table.made(await self._step(connection, connection.fetch(query(table.read), *zip(*places, strict=True))))
         except _Unreadable as error:
             if len(places) == 1:
-                ((slot, seq),) = places
-                return [Damaged(f"slot {slot}, seq {seq}", str(error), seq)]
-        return [row for place in places for row in await self._read_carefully(connection, [place])]
+                return [table.damaged(places[0], str(error))]
+        return [item for place in places for item in await self._read_carefully(connection, table, [place])]
 
     @asynccontextmanager
     async def _snapshot(self, connection: Any) -> AsyncIterator[None]:
@@ -309,6 +328,21 @@ class PostgresStore:
         except BaseException:
             connection.terminate()
             raise
+
+
+class _Table(NamedTuple, Generic[_Made]):
+    """How a table is read: its statements, and what its rows stand for."""
+
+    plan: str
+    load: str
+    keys: str
+    read: str
+    made: Callable[[Sequence[Any]], list[_Made | Damaged]]
+    damaged: Callable[[tuple[Any, ...], str], Damaged]
+
+
+_ROWS = _Table("plan_load", "load", "load_keys", "read", rows_of, damaged_row)
+_RECORDS = _Table("plan_load_records", "load_records", "load_record_keys", "read_records", records_of, damaged_record)
 
 
 class _Unreadable(Exception):

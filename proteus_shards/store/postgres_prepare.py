@@ -59,15 +59,21 @@ async def _prepare(connection: Any, url: PostgresUrl, shards: int) -> int | None
         if not await connection.fetchval(query("has_schema"), url.schema):
             quoted = url.schema.replace('"', '""')
             await connection.execute(f'CREATE SCHEMA "{quoted}"')
-        await connection.execute((Path(__file__).parent / "postgres_schema_1.sql").read_text(encoding="utf-8"))
+        await _migrate(connection, 0)
         await connection.execute(query("write_layout"), SCHEMA_VERSION, shards)
     layout = await connection.fetchrow(query("layout"))
     if layout is None:
         raise StoreError(
             "postgres: the table layout of the schema is empty: restore it from a backup, or drop the schema if it holds no jobs"
         )
-    if (fault := layout_fault(layout["version"], SCHEMA_VERSION)) is not None:
+    if layout["version"] > SCHEMA_VERSION:
+        fault = layout_fault(layout["version"], SCHEMA_VERSION)
+        assert fault is not None
         raise fault
+    if layout["version"] < SCHEMA_VERSION:
+        await _migrate(connection, layout["version"])
+        await connection.execute(query("change_version"), SCHEMA_VERSION)
+        await connection.execute(query("end_leases"), uuid4())
     before: int = layout["shards"]
     if before != shards:
         await connection.execute(query("change_shards"), shards)
@@ -76,3 +82,9 @@ async def _prepare(connection: Any, url: PostgresUrl, shards: int) -> int | None
     if await connection.fetchval(query("count_leases"), names) < shards:
         await connection.execute(query("make_leases"), names, uuid4())
     return before
+
+
+async def _migrate(connection: Any, version: int) -> None:
+    """Bring the tables from a version (0: there are none) to the newest."""
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        await connection.execute((Path(__file__).parent / f"postgres_schema_{number}.sql").read_text(encoding="utf-8"))

@@ -122,6 +122,73 @@ SELECT CASE
     )::integer = 1
 END;
 
+-- commit_all --
+-- The same for a batch that has extras or records, as few have. A record to remove need not be there.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM lease WHERE name = $1 AND epoch = $2 AND owner = $3 FOR SHARE
+), deleted AS (
+    DELETE FROM job USING (
+        SELECT found.place
+        FROM fence, unnest($4::smallint[], $5::bigint[]) AS key (slot, seq)
+        CROSS JOIN LATERAL (SELECT job.ctid AS place FROM job WHERE job.slot = key.slot AND job.seq = key.seq OFFSET 0) AS found
+        OFFSET 0
+    ) AS hit
+    WHERE job.ctid = hit.place
+    RETURNING 1
+), changed AS (
+    UPDATE job SET
+        status = hit.status,
+        attempt = hit.attempt,
+        run_id = hit.run_id,
+        reason = hit.reason,
+        updated_at = hit.updated_at,
+        state = CASE WHEN hit.state_set THEN hit.state ELSE job.state END,
+        extras = CASE WHEN hit.extras_set THEN hit.extras ELSE job.extras END
+    FROM (
+        SELECT mark.*, found.place
+        FROM fence, unnest(
+            $6::smallint[], $7::bigint[], $8::smallint[], $9::bigint[], $10::bytea[], $11::text[], $12::bigint[], $13::boolean[], $14::bytea[],
+            $15::boolean[], $16::bytea[]
+        ) AS mark (slot, seq, status, attempt, run_id, reason, updated_at, state_set, state, extras_set, extras)
+        CROSS JOIN LATERAL (SELECT job.ctid AS place FROM job WHERE job.slot = mark.slot AND job.seq = mark.seq OFFSET 0) AS found
+        OFFSET 0
+    ) AS hit
+    WHERE job.ctid = hit.place
+    RETURNING 1
+), inserted AS (
+    INSERT INTO job (
+        slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state,
+        extras
+    )
+    SELECT job.*
+    FROM fence, unnest(
+        $17::smallint[], $18::bigint[], $19::text[], $20::text[], $21::smallint[], $22::bigint[], $23::bigint[], $24::integer[], $25::integer[],
+        $26::bigint[], $27::bytea[], $28::text[], $29::bigint[], $30::bigint[], $31::bytea[], $32::bytea[], $33::bytea[]
+    ) AS job
+), removed AS (
+    DELETE FROM record USING (
+        SELECT found.place
+        FROM fence, unnest($34::smallint[], $35::integer[], $36::bytea[]) AS key (slot, kind, digest)
+        CROSS JOIN LATERAL (
+            SELECT record.ctid AS place FROM record
+            WHERE record.slot = key.slot AND record.kind = key.kind AND record.digest = key.digest OFFSET 0
+        ) AS found
+        OFFSET 0
+    ) AS hit
+    WHERE record.ctid = hit.place
+), written AS (
+    INSERT INTO record (slot, kind, digest, name, value)
+    SELECT record.*
+    FROM fence, unnest($37::smallint[], $38::integer[], $39::bytea[], $40::text[], $41::bytea[]) AS record
+    ON CONFLICT (slot, kind, digest) DO UPDATE SET value = excluded.value
+)
+SELECT CASE
+    WHEN NOT EXISTS (SELECT FROM fence) THEN false
+    ELSE 1 / (
+        (SELECT count(*) FROM deleted) = cardinality($4::smallint[]) AND (SELECT count(*) FROM changed) = cardinality($6::smallint[])
+    )::integer = 1
+END;
+
 -- commit_inserts --
 -- The same for a batch that only inserts, as most do where many jobs come in: an eighth less work for both sides.
 WITH fence AS MATERIALIZED (
@@ -143,7 +210,8 @@ SELECT job.*
 FROM unnest($1::smallint[], $2::bigint[]) AS key (slot, seq)
 CROSS JOIN LATERAL (
     SELECT
-        slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+        slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state,
+        extras
     FROM job WHERE job.slot = key.slot AND job.seq = key.seq OFFSET 0
 ) AS job;
 
@@ -151,19 +219,47 @@ CROSS JOIN LATERAL (
 -- How many rows, in the order of load, have so many bytes together: a count for each part that may be held in memory at once.
 SELECT count(*)
 FROM (
-    SELECT (sum(octet_length(payload)::bigint + coalesce(octet_length(state), 0)) OVER (ORDER BY ready_at, seq, slot ROWS UNBOUNDED PRECEDING))::bigint / $3::bigint AS part
+    SELECT (
+        sum(octet_length(payload)::bigint + coalesce(octet_length(state), 0) + coalesce(octet_length(extras), 0))
+        OVER (ORDER BY ready_at, seq, slot ROWS UNBOUNDED PRECEDING)
+    )::bigint / $3::bigint AS part
     FROM job WHERE slot BETWEEN $1 AND $2
 ) AS sized
 GROUP BY part ORDER BY part;
 
 -- load --
 SELECT
-    slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state
+    slot, seq, queue, id, status, ready_at, run_at, timeout, max_retries, attempt, run_id, reason, created_at, updated_at, payload, state,
+    extras
 FROM job WHERE slot BETWEEN $1 AND $2
 ORDER BY ready_at, seq, slot;
 
 -- load_keys --
 SELECT slot, seq FROM job WHERE slot BETWEEN $1 AND $2 ORDER BY ready_at, seq, slot OFFSET $3;
+
+-- read_records --
+SELECT record.*
+FROM unnest($1::smallint[], $2::integer[], $3::bytea[]) AS key (slot, kind, digest)
+CROSS JOIN LATERAL (
+    SELECT slot, kind, digest, name, value FROM record
+    WHERE record.slot = key.slot AND record.kind = key.kind AND record.digest = key.digest OFFSET 0
+) AS record;
+
+-- plan_load_records --
+SELECT count(*)
+FROM (
+    SELECT (
+        sum(octet_length(name)::bigint + octet_length(value)) OVER (ORDER BY slot, kind, digest ROWS UNBOUNDED PRECEDING)
+    )::bigint / $3::bigint AS part
+    FROM record WHERE slot BETWEEN $1 AND $2
+) AS sized
+GROUP BY part ORDER BY part;
+
+-- load_records --
+SELECT slot, kind, digest, name, value FROM record WHERE slot BETWEEN $1 AND $2 ORDER BY slot, kind, digest;
+
+-- load_record_keys --
+SELECT slot, kind, digest FROM record WHERE slot BETWEEN $1 AND $2 ORDER BY slot, kind, digest OFFSET $3;
 
 -- begin_load --
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
@@ -185,15 +281,20 @@ ROLLBACK;
 INSERT INTO lease (name, epoch, owner, taken_at) VALUES ($1, 0, $2, clock_timestamp()) ON CONFLICT DO NOTHING;
 
 -- remove_old_trials --
--- What a trial left that could not end: its rows begin at the number that its name has.
+-- What a trial left that could not end: its rows begin at the number that its name has, its records with the name itself.
 WITH old AS (
-    DELETE FROM lease WHERE name LIKE 'trial-%' AND taken_at < clock_timestamp() - interval '1 hour' RETURNING split_part(name, '-', 2)::bigint AS base
+    DELETE FROM lease WHERE name LIKE 'trial-%' AND taken_at < clock_timestamp() - interval '1 hour'
+    RETURNING name, split_part(name, '-', 2)::bigint AS base
+), records AS (
+    DELETE FROM record USING old WHERE slot = 1024 AND starts_with(record.name, old.name || ' ')
 )
 DELETE FROM job USING old WHERE slot = 1024 AND seq BETWEEN old.base AND old.base + $1;
 
 -- remove_trial --
 WITH own AS (
     DELETE FROM lease WHERE name = $1
+), records AS (
+    DELETE FROM record WHERE slot = 1024 AND starts_with(name, $1 || ' ')
 )
 DELETE FROM job WHERE slot = 1024 AND seq BETWEEN $2 AND $3;
 
@@ -212,6 +313,9 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1);
 
 -- write_layout --
 INSERT INTO layout (one, version, shards) VALUES (true, $1, $2);
+
+-- change_version --
+UPDATE layout SET version = $1;
 
 -- change_shards --
 UPDATE layout SET shards = $1;
@@ -246,11 +350,17 @@ SELECT
     (SELECT count(*) FROM pg_stat_activity WHERE xact_start < now() - interval '10 minutes' AND datname = current_database()) AS old_transactions;
 
 -- examine_privileges --
--- Those that are missing, a line a table. FOR SHARE needs UPDATE.
+-- Those that are missing, a line a table that there is. FOR SHARE needs UPDATE.
 SELECT needed.name, string_agg(privilege, ', ') AS missing
-FROM (VALUES ('job', '{SELECT,INSERT,UPDATE,DELETE}'::text[]), ('lease', '{SELECT,INSERT,UPDATE,DELETE}'), ('layout', '{SELECT,UPDATE}')) AS needed (name, privileges)
+FROM (
+    VALUES
+        ('job', '{SELECT,INSERT,UPDATE,DELETE}'::text[]),
+        ('record', '{SELECT,INSERT,UPDATE,DELETE}'),
+        ('lease', '{SELECT,INSERT,UPDATE,DELETE}'),
+        ('layout', '{SELECT,UPDATE}')
+) AS needed (name, privileges)
 CROSS JOIN unnest(privileges) AS privilege
-WHERE NOT has_table_privilege(needed.name, privilege)
+WHERE CASE WHEN to_regclass(needed.name) IS NULL THEN false ELSE NOT has_table_privilege(needed.name, privilege) END
 GROUP BY needed.name ORDER BY needed.name;
 
 -- examine_connections --
@@ -280,5 +390,5 @@ SELECT clock_timestamp();
 SELECT set_config('statement_timeout', '0', false);
 
 -- sweep --
--- Leaves the end of the table as long as it is: to shorten it takes a lock that commits would wait for.
-VACUUM (SKIP_LOCKED, TRUNCATE FALSE) job;
+-- Leaves the end of the tables as long as it is: to shorten it takes a lock that commits would wait for.
+VACUUM (SKIP_LOCKED, TRUNCATE FALSE) job, record;

@@ -1,8 +1,9 @@
 """A store in the same schema that disturbs no shard: for the doctor, which wants to know how fast a commit is.
 
-Its rows have slot 1024, which no shard has, and numbers from a base of its own, which its lease has in its name. What a trial that was killed has left,
-the next one removes after an hour. Where the schema has no tables yet, the trial makes a schema of its own, and drops it: to make the real one is
-for the server that will know its number of shards.
+Its rows and records have slot 1024, which no shard has, and numbers from a base of its own, which its lease has in its name, or names that begin with the
+lease's. What a trial that was killed has left,
+the next one removes after an hour. Where the schema has no tables yet, or those of an older version, the trial makes a schema of its own, and drops it: to
+make the real one is for the server that will know its number of shards.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import msgspec
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import SLOTS, slot_of
 from proteus_shards.store.contract import Damaged
-from proteus_shards.store.postgres import PostgresStore
+from proteus_shards.store.postgres import SCHEMA_VERSION, PostgresStore
 from proteus_shards.store.postgres_errors import Doing
 from proteus_shards.store.postgres_prepare import prepare
 from proteus_shards.store.postgres_session import query, session
@@ -40,7 +42,7 @@ class PostgresTrial(PostgresStore):
     async def open(self) -> int:
         """Make the lease and take it."""
         async with session(self._url, Doing.OPENING) as connection, asyncio.timeout(self._url.timeout_seconds):
-            self._own_schema = self._own_schema or not await connection.fetchval(query("has_layout"))
+            self._own_schema = self._own_schema or not await _is_ready(connection)
         if self._own_schema and not self._made:
             self._url = _replace(self._url, schema=f"proteus_shards_trial_{secrets.token_hex(8)}")
             await prepare(self._url, 1)
@@ -55,7 +57,8 @@ class PostgresTrial(PostgresStore):
         base = self._base
         inserts = [_replace(row, slot=SLOT, seq=base + row.seq) for row in batch.inserts]
         marks = [_replace(mark, slot=SLOT, seq=base + mark.seq) for mark in batch.marks]
-        await super().commit(Batch([self._moved(key) for key in batch.deletes], inserts, marks))
+        records = [_replace(record, slot=SLOT, name=self._name(record)) for record in batch.records]
+        await super().commit(Batch([self._moved(key) for key in batch.deletes], inserts, marks, records))
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         """Yield this trial's rows in order."""
@@ -64,11 +67,25 @@ class PostgresTrial(PostgresStore):
             if own:
                 yield [_replace(row, slot=slot_of(row.queue), seq=row.seq - self._base) for row in own]
 
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield this trial's records."""
+        own = f"{self._lease} "
+        async for chunk in super().load_records():
+            found = [self._record(record) for record in chunk if isinstance(record, Record) and record.name.startswith(own)]
+            if found:
+                yield found
+
     async def read(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows that exist among `keys`."""
         found = await super().read([self._moved(key) for key in keys])
         moved = {self._moved(key): key for key in keys}
         return {moved[key]: _replace(row, slot=moved[key].slot, seq=moved[key].seq) for key, row in found.items()}
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return the values of the records that exist among `keys`."""
+        moved = {_replace(key, slot=SLOT, name=self._name(key)): key for key in keys}
+        found = await super().read_records(list(moved))
+        return {moved[key]: value for key, value in found.items()}
 
     async def close(self) -> None:
         """Remove what was written, and disconnect."""
@@ -85,3 +102,17 @@ class PostgresTrial(PostgresStore):
 
     def _moved(self, key: RowKey) -> RowKey:
         return _replace(key, slot=SLOT, seq=self._base + key.seq)
+
+    def _name(self, record: Record | RecordKey) -> str:
+        return f"{self._lease} {record.slot} {record.name}"
+
+    def _record(self, record: Record) -> Record:
+        """Return what a stored record was before it was moved."""
+        _, slot, name = record.name.split(" ", 2)
+        return _replace(record, slot=int(slot), name=name)
+
+
+async def _is_ready(connection: Any) -> bool:
+    """Say whether the schema has all tables. One of a newer version is left to those who refuse it."""
+    layout = await connection.fetchrow(query("layout")) if await connection.fetchval(query("has_layout")) else None
+    return layout is not None and layout["version"] >= SCHEMA_VERSION

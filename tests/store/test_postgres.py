@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from proteus_shards.core.model import Batch, Row
+from proteus_shards.core.model import Batch, Record, Row
 from proteus_shards.errors import StoreError, StoreFailed, StoreRefused, StoreUnknown
 from proteus_shards.store import postgres as postgres_module
 from proteus_shards.store import postgres_upkeep
@@ -24,6 +24,7 @@ from tests.servers.postgres import PostgresPlace, PostgresServer
 from tests.store.exercise import Backing, KeepingExercise
 from tests.store.postgres_backing import PostgresBacking, execute, number_of, postgres_url, until
 from tests.store.rows import (
+    as_dict,
     commit_all,
     deleting,
     in_asyncio,
@@ -31,10 +32,13 @@ from tests.store.rows import (
     key_of,
     load_all,
     make_mark,
+    make_record,
     make_row,
     marked,
     marking,
     opened,
+    record_key_of,
+    recording,
 )
 
 
@@ -206,6 +210,27 @@ async def test_a_row_that_is_not_a_job_is_named_and_left(backing: PostgresBackin
     (damaged,) = [row for row in loaded if isinstance(row, Damaged)]
     assert (damaged.where, damaged.seq) == (f"slot {rows[1].slot}, seq 1", 1)
     assert "status" in damaged.fault
+
+
+@in_asyncio
+async def test_a_record_that_is_none_is_named_and_left(backing: PostgresBacking) -> None:
+    """Someone has changed its name, or a column: the others are loaded."""
+    records = [make_record(f"record {number}") for number in range(5)]
+    async with opened(backing.store()) as store:
+        await store.commit(recording(*records))
+    await backing.run("ALTER TABLE record ALTER COLUMN value DROP NOT NULL")
+    await backing.run("UPDATE record SET name = 'secret' WHERE name = 'record 1'")
+    await backing.run("UPDATE record SET value = NULL WHERE name = 'record 3'")
+    async with opened(backing.store()) as store:
+        loaded = [item async for chunk in store.load_records() for item in chunk]
+        for number, fault in ((1, "digest is not that of its name"), (3, "at value")):
+            with pytest.raises(StoreFailed, match=f"the record at slot {records[number].slot}, kind 1, digest .* is damaged: .*{fault}"):
+                await store.read_records([record_key_of(records[number])])
+        assert await store.read_records([record_key_of(records[0])]) == as_dict(records[0])
+
+    assert as_dict(*(item for item in loaded if isinstance(item, Record))) == as_dict(records[0], records[2], records[4])
+    assert len([item for item in loaded if isinstance(item, Damaged)]) == 2
+    assert "secret" not in str(loaded)
 
 
 @in_asyncio

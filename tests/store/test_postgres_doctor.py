@@ -47,7 +47,7 @@ async def test_a_good_server_has_no_fault_and_nothing_is_written(postgres_server
     for expected in (
         "PostgreSQL 1",
         "durability: machine",
-        "version 1, for 2 shards",
+        "version 2, for 2 shards",
         "1 shards are connected",
         "may do all",
         "round trip",
@@ -127,7 +127,9 @@ def test_the_other_answers_have_their_levels() -> None:
         doctor.skew_finding(*case).level for case in ((0.1, 0.0), (3.0, 2.5), (3.0, 0.1), (-3.0, 0.1))
     ]
     assert ["good", "warning", "warning"] == [doctor.room_finding(room, 4).level for room in (6, 5, -1)]
-    assert ["fault", "good"] == [doctor.layout_finding(layout).level for layout in (None, {"version": 1, "shards": 2})]
+    assert ["fault", "note", "good"] == [
+        doctor.layout_finding(layout).level for layout in (None, {"version": 1, "shards": 2}, {"version": 2, "shards": 2})
+    ]
     assert ["note"] == [finding.level for finding in doctor.lease_findings(0, 0)]
     assert ["note", "warning"] == [finding.level for finding in doctor.lease_findings(2, 1)]
     assert doctor.schema_finding(URL, about).level == "note"

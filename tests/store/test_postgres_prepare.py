@@ -10,6 +10,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from proteus_shards.core.model import Batch
 from proteus_shards.errors import StoreError
 from proteus_shards.store.postgres import store_of_shard
 from proteus_shards.store.postgres_doctor import examine
@@ -18,7 +19,7 @@ from proteus_shards.store.postgres_url import PostgresUrl
 from tests.conftest import StartServer, server_environ
 from tests.servers.postgres import PostgresPlace
 from tests.store.postgres_backing import PostgresBacking, execute, postgres_url
-from tests.store.rows import in_asyncio, inserting, make_row, opened
+from tests.store.rows import in_asyncio, make_record, make_row, opened
 
 TABLES = "SELECT relname::text FROM pg_class WHERE relnamespace = $1::text::regnamespace AND relkind = 'r' ORDER BY 1"
 
@@ -95,7 +96,7 @@ async def test_the_number_changes_although_an_owner_is_stuck(postgres_server: Po
 async def test_a_newer_schema_is_refused(url: PostgresUrl) -> None:
     """By whatever looks at it, and it stays as it is."""
     await prepare(url, 1)
-    await execute(url, "UPDATE layout SET version = 2")
+    await execute(url, "UPDATE layout SET version = version + 1")
     with pytest.raises(StoreError, match="newer version of proteus-shards"):
         await prepare(url, 2)
     with pytest.raises(StoreError, match="newer version of proteus-shards"):
@@ -116,7 +117,8 @@ async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url
     await prepare(url, 1)
     assert await doctor_of(limited) == [f'user "{user}" may not use the schema "{schema}"']
     await execute(url, f'GRANT USAGE ON SCHEMA "{schema}" TO "{user}"')
-    for privilege, table in (("SELECT, UPDATE", "layout"), ("SELECT, INSERT, UPDATE, DELETE", "lease"), ("SELECT, INSERT, DELETE", "job")):
+    all_four = "SELECT, INSERT, UPDATE, DELETE"
+    for privilege, table in (("SELECT, UPDATE", "layout"), (all_four, "lease"), (all_four, "record"), ("SELECT, INSERT, DELETE", "job")):
         assert await doctor_of(limited) != []
         await execute(url, f'GRANT {privilege} ON {table} TO "{user}"')
     assert await doctor_of(limited) == [f'user "{user}" lacks UPDATE on the table job']
@@ -126,7 +128,7 @@ async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url
     assert await prepare(limited, 1) is None
     assert await prepare(limited, 2) is not None
     async with opened(store_of_shard(limited, 0, 2)) as store:
-        await store.commit(inserting(make_row(1)))
+        await store.commit(Batch([], [make_row(1)], [], [make_record("q")]))
 
 
 async def doctor_of(url: PostgresUrl) -> list[str]:

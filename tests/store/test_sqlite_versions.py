@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proteus_shards.core.model import Batch, Row, Status
+from proteus_shards.core.model import Batch, Row
 from proteus_shards.store import sqlite_file
 from proteus_shards.store.contract import Damaged
 from proteus_shards.store.sqlite import SqliteStore
@@ -24,7 +24,6 @@ from proteus_shards.store.urls import SqliteUrl
 from tests.conftest import server_environ
 from tests.store.exercise import jobs_by_queue
 from tests.store.rows import (
-    NOW_US,
     as_dict,
     deleting,
     in_asyncio,
@@ -37,15 +36,7 @@ from tests.store.rows import (
     marked,
     opened,
 )
-
-ROWS = [
-    make_row(1, state=b'{"s": 1}'),
-    make_row(2, queue="ü📬", id="a b", run_at=NOW_US + 5),
-    make_row(3, status=Status.IN_FLIGHT, run_id=bytes(range(16)), attempt=1),
-    make_row(4, status=Status.DEAD, attempt=4, reason="timeout"),
-    make_row(5, payload=b'"' + b"x" * 3000 + b'"'),
-    marked(make_row(6, queue="other"), make_mark(make_row(6), state_set=True, state=b"l" * 20)),
-]
+from tests.store.version_1 import ROWS
 
 KILLED = """
 import os, sys
