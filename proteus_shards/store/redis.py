@@ -1,4 +1,4 @@
-"""One shard's rows in Redis, by one connection.
+"""One shard's rows and records in Redis, by one connection.
 
 **Commit.** One script (redis_commit.lua) compares the token and the number of the last batch with what this process knows, looks at everything that it
 is about to touch, and then writes; the server runs it alone and logs it as one transaction. With `appendfsync always` the answer comes after the sync.
@@ -29,13 +29,23 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.redis_errors import WireError, fault_of
-from proteus_shards.store.redis_place import Scan, ShardKeys, common_key, read_manifest, shard_keys, tagged
-from proteus_shards.store.redis_rows import RowReader, chunks, field_of, in_order, packed
+from proteus_shards.store.redis_place import LAYOUT, Scan, ShardKeys, common_key, read_manifest, shard_keys, tagged
+from proteus_shards.store.redis_rows import (
+    RecordReader,
+    RowReader,
+    chunks,
+    field_of,
+    in_order,
+    packed,
+    record_bytes,
+    record_field_of,
+    row_bytes,
+)
 from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Command, Script, Wire, within
@@ -46,8 +56,9 @@ log = logging.getLogger("proteus_shards.store")
 BATCH_ROWS_MAX = 5000
 BATCH_BYTES_MAX = 16 * 1024 * 1024
 LOAD_ROWS = 5000  # in a chunk
-LOAD_BYTES = 8 * 1024 * 1024  # of payloads and states in a chunk, about
+LOAD_BYTES = 8 * 1024 * 1024  # of payloads, states and extras, or of records, in a chunk, about
 READ_ROWS = 500  # asked for at once
+READ_RECORDS = 100
 ANSWER_SHARE = 0.8  # of the time of a commit, for the replicas to answer in: the server tells how many did before we stop listening
 
 _LOST = "the store has lost acknowledged commits: it came back older than it was"
@@ -72,6 +83,7 @@ class RedisStore:
         self._url = url
         self._shard = shard
         self._shards = shards
+        self._slots = slots_of(shard, shards or 1)
         self._owner = uuid.uuid4().hex
         self._where = f"redis {url.where}, shard {shard}"
         self._wire = Wire(url)
@@ -97,25 +109,37 @@ class RedisStore:
             await self._wire.close()
             raise
         self._keys = keys
-        self._reader = RowReader(slots_of(self._shard, self._shards or 1), keys.rows)
+        self._reader = RowReader(self._slots, keys.rows)
         return epoch
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         """Yield all rows in order."""
         keys, reader = self._usable()
-        marks, states = await self._all(keys.marks), await self._all(keys.states)
+        marks, states, extras = [await self._all(key) for key in (keys.marks, keys.states, keys.extras)]
         rows: dict[bytes, Row | Damaged] = {}
         scan = Scan(self._wire, keys.rows)
         while not scan.done:
             found = await self._part(scan)
             for field, value in zip(found[::2], found[1::2], strict=True):
-                rows[field] = reader.row(field, value, marks.get(field), states.get(field))
-        await self._check_whole(keys, len(rows), len(marks), len(states))
-        for field in (marks.keys() | states.keys()) - rows.keys():
-            rows[field] = reader.damaged(field, "there is a mark or a state, but no row")
+                rows[field] = reader.row(field, value, marks.get(field), states.get(field), extras.get(field))
+        found_there = {keys.rows: len(rows), keys.marks: len(marks), keys.states: len(states), keys.extras: len(extras)}
+        await self._check_whole("rows, marks, states and extras", found_there)
+        for field in (marks.keys() | states.keys() | extras.keys()) - rows.keys():
+            rows[field] = reader.damaged(field, "there is a mark, a state or extras, but no row")
         ordered = in_order(rows.values())
         rows.clear()
-        for chunk in chunks(ordered, LOAD_ROWS, LOAD_BYTES):
+        for chunk in chunks(ordered, row_bytes, LOAD_ROWS, LOAD_BYTES):
+            yield chunk
+
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield all records."""
+        keys, _ = self._usable()
+        reader = RecordReader(self._slots, keys.records)
+        found = await self._all(keys.records)
+        await self._check_whole("records", {keys.records: len(found)})
+        records = [reader.record(field, value) for field, value in found.items()]
+        found.clear()
+        for chunk in chunks(records, record_bytes, LOAD_ROWS, LOAD_BYTES):
             yield chunk
 
     async def commit(self, batch: Batch) -> None:
@@ -163,18 +187,29 @@ class RedisStore:
         for start in range(0, len(keys), READ_ROWS):
             part = keys[start : start + READ_ROWS]
             fields = [field_of(key.slot, key.seq) for key in part]
-            commands: list[Command] = [("HMGET", name, *fields) for name in (names.rows, names.marks, names.states)]
+            commands: list[Command] = [("HMGET", name, *fields) for name in (names.rows, names.marks, names.states, names.extras)]
             async with self._talking():
                 found = await self._wire.call_all(commands)
-            for key, field, value, mark, state in zip(part, fields, *found, strict=True):
+            for key, field, value, *changes in zip(part, fields, *found, strict=True):
                 if value is None:
                     continue
-                row = reader.row(field, value, mark, state)
+                row = reader.row(field, value, *changes)
                 if isinstance(row, Damaged):
                     raise self._ended(StoreFailed(f"{self._where}: {row.where} is no row: {row.fault}"))
                 if (row.queue, row.id) == (key.queue, key.id):
                     rows[key] = row
         return rows
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return the values of the records that exist among `keys`."""
+        names, _ = self._usable()
+        values: dict[RecordKey, bytes] = {}
+        for start in range(0, len(keys), READ_RECORDS):
+            part = keys[start : start + READ_RECORDS]
+            async with self._talking():
+                found = await self._wire.call("HMGET", names.records, *(record_field_of(key.slot, key.kind, key.name) for key in part))
+            values |= {key: value for key, value in zip(part, found, strict=True) if value is not None}
+        return values
 
     async def close(self) -> None:
         """End the connection, and remove what a trial wrote."""
@@ -267,6 +302,10 @@ class RedisStore:
         manifest, _ = await read_manifest(self._wire, url)
         if manifest is None:
             raise StoreError(f"{url.where}: nothing is prepared under the prefix {url.prefix}")
+        if manifest.older:
+            raise StoreError(
+                f"{url.where}: the keys of the prefix {url.prefix} are of an older version: start a server of this one on them first"
+            )
         if manifest.shards != shards:
             raise StoreError(
                 f"{url.where}: the rows under {url.prefix} are split among {manifest.shards} shards, not {shards}: start again to move them"
@@ -278,7 +317,7 @@ class RedisStore:
         keys = tagged(f"{self._url.prefix}:trial:{self._owner}")
         await self._reach(keys)
         self._trial_keys = keys
-        await self._wire.run(_CREATE, keys.all, "", 0, 1)
+        await self._wire.run(_CREATE, keys.all, "", 0, LAYOUT)
         return keys
 
     async def _take(self, keys: ShardKeys, expected: str) -> int:
@@ -300,7 +339,7 @@ class RedisStore:
         return epoch
 
     async def _run_take(self, keys: ShardKeys, expected: str, pardoned: bytes | str) -> list[bytes]:
-        (answer,) = await self._wire.run(_TAKE, [keys.lease], self._owner, expected, self._epoch, pardoned)
+        (answer,) = await self._wire.run(_TAKE, [keys.lease], self._owner, expected, self._epoch, pardoned, LAYOUT)
         taken: list[bytes] = answer
         return taken
 
@@ -316,12 +355,12 @@ class RedisStore:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    async def _check_whole(self, keys: ShardKeys, *found: int) -> None:
+    async def _check_whole(self, what: str, found: dict[str, int]) -> None:
         """Raise `StoreRefused` unless that is all there is: a scan that is continued on another node (a failover, a slot that moves) may pass over fields."""
         async with self._talking():
-            there = await self._wire.call_all([("HLEN", key) for key in (keys.rows, keys.marks, keys.states)])
-        if list(found) != there:
-            raise StoreRefused(f"{self._where}: {found} rows, marks and states were read of {tuple(there)}: the keys moved meanwhile")
+            there = await self._wire.call_all([("HLEN", key) for key in found])
+        if list(found.values()) != there:
+            raise StoreRefused(f"{self._where}: {tuple(found.values())} {what} were read of {tuple(there)}: the keys moved meanwhile")
 
     async def _part(self, scan: Scan) -> list[bytes]:
         async with self._talking():

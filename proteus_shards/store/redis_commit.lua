@@ -1,14 +1,14 @@
 -- One batch, all of it or nothing. Redis does not roll a script back, so everything is looked at before the first write.
 --
--- KEYS: lease, rows, marks, states of one shard
+-- KEYS: lease, rows, marks, states, extras, records of one shard
 -- ARGV: token, number of the batch before, number of this one; then in MessagePack: fields to delete, and field, value, field, value, …
---       of marks, states and rows
+--       of marks, states and rows; then of extras and of records, and the fields of records to remove: each of these may be '' for none
 -- Returns OK; FENCED (another token), LOST (another batch came last), ABSENT, PRESENT (not the rows that the caller knows), all three with nothing
 -- written; or TORN and why: half of it is written.
 
 local WIDTH = 2000 -- values in one command: Lua's stack holds 8,000
 
-local lease, rows, marks, states = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local lease, rows, marks, states, extras, records = unpack(KEYS)
 local held = redis.call('HMGET', lease, 'token', 'batch')
 if held[1] ~= ARGV[1] then return 'FENCED' end
 if held[2] ~= ARGV[2] then return 'LOST' end
@@ -17,10 +17,16 @@ local gone = cmsgpack.unpack(ARGV[4])
 local marked = cmsgpack.unpack(ARGV[5])
 local stated = cmsgpack.unpack(ARGV[6])
 local added = cmsgpack.unpack(ARGV[7])
+local none = {}
+local extended = ARGV[8] ~= '' and cmsgpack.unpack(ARGV[8]) or none
+local recorded = ARGV[9] ~= '' and cmsgpack.unpack(ARGV[9]) or none
+local dropped = ARGV[10] ~= '' and cmsgpack.unpack(ARGV[10]) or none
 
 redis.call('HLEN', rows) -- each of these is an error where another type of key has the name
 redis.call('HLEN', marks)
 redis.call('HLEN', states)
+local with_extras = redis.call('HLEN', extras) > 0
+if #recorded + #dropped > 0 then redis.call('HLEN', records) end
 
 local bytes = 0 -- that the batch adds to what is stored, marks aside
 for _, field in ipairs(gone) do
@@ -33,6 +39,15 @@ for i = 1, #marked, 2 do
 end
 for i = 2, #stated, 2 do
   bytes = bytes + #stated[i]
+end
+for i = 2, #extended, 2 do
+  bytes = bytes + #extended[i]
+end
+for i = 1, #recorded, 2 do
+  bytes = bytes + #recorded[i] + #recorded[i + 1] - redis.call('HSTRLEN', records, recorded[i])
+end
+for _, field in ipairs(dropped) do
+  bytes = bytes - redis.call('HSTRLEN', records, field)
 end
 for first = 1, #added, WIDTH do
   local fields = {}
@@ -64,10 +79,16 @@ local whole, fault = pcall(function()
     redis.call('HDEL', rows, unpack(gone, first, last))
     redis.call('HDEL', marks, unpack(gone, first, last))
     redis.call('HDEL', states, unpack(gone, first, last))
+    if with_extras then redis.call('HDEL', extras, unpack(gone, first, last)) end
   end
   put(marks, marked)
   put(states, stated)
+  put(extras, extended)
   put(rows, added)
+  for first = 1, #dropped, WIDTH do
+    redis.call('HDEL', records, unpack(dropped, first, math.min(first + WIDTH - 1, #dropped)))
+  end
+  put(records, recorded)
   redis.call('HSET', lease, 'batch', ARGV[3])
 end)
 if not whole then

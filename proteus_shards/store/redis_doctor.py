@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
-from proteus_shards.core.model import ROW_VERSION, Batch, Mark, Row, RowKey, Status
+from proteus_shards.core.model import Batch, Kind, Mark, Record, RecordKey, Row, RowKey, Status
 from proteus_shards.core.placement import slot_of
 from proteus_shards.errors import StoreError, StoreUnknown
 from proteus_shards.store.findings import Finding
@@ -184,7 +184,13 @@ async def _prepared(wire: Wire, url: RedisUrl) -> AsyncIterator[Finding]:
     if manifest is None:
         yield Finding("note", f"nothing is stored yet under the prefix {url.prefix}: the first start prepares it")
     else:
-        yield Finding("good", f"prepared for {manifest.shards} shards (generation {manifest.generation}, rows of version {ROW_VERSION})")
+        yield Finding(
+            "good", f"prepared for {manifest.shards} shards (generation {manifest.generation}, rows of version {manifest.row_version})"
+        )
+        if manifest.older:
+            yield Finding(
+                "note", "an older version wrote it", "the next start brings it to this one; the older one cannot use it after that"
+            )
     if len(moves) > 2:
         yield Finding("note", "a move to another number of shards is under way, or was interrupted", "the next start cleans up")
 
@@ -195,16 +201,34 @@ async def _trial(url: RedisUrl) -> AsyncIterator[Finding]:
     queue, now = "trial", time.time_ns() // 1000
     key = RowKey(slot_of(queue), 1, queue, "1")
     row = Row(key.slot, key.seq, queue, key.id, Status.READY, now, None, 60, 0, 0, None, None, now, now, b"{}", None)
-    mark = Mark(key.slot, key.seq, queue, key.id, Status.IN_FLIGHT, 1, bytes(16), None, now, state_set=True, state=b"{}")
+    mark = Mark(
+        key.slot,
+        key.seq,
+        queue,
+        key.id,
+        Status.IN_FLIGHT,
+        1,
+        bytes(16),
+        None,
+        now,
+        state_set=True,
+        state=b"{}",
+        extras_set=True,
+        extras=b"",
+    )
+    record, removed = (Record(key.slot, Kind.QUEUE, queue, value) for value in (b"{}", None))
     took_ms = []
     try:
         await store.open()
         for _ in range(COMMITS):
-            for batch in (Batch([], [row], []), Batch([], [], [mark]), Batch([key], [], [])):
+            for batch in (Batch([], [row], []), Batch([], [], [mark], [record]), Batch([key], [], [], [removed])):
                 began = time.perf_counter()
                 await store.commit(batch)
                 took_ms.append((time.perf_counter() - began) * 1000)
         await store.read([key])
+        await store.read_records([RecordKey(record.slot, record.kind, record.name)])
+        async for _ in store.load_records():
+            pass
         async for _ in store.load():
             pass
         await store.remove_trial()

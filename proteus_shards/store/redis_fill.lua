@@ -1,4 +1,4 @@
--- Some rows, marks or states for a shard that a move fills. May be repeated.
+-- Some rows, marks, states, extras or records for a shard that a move fills. May be repeated.
 --
 -- KEYS: lease, hash
 -- ARGV: token; field, value, field, value, … in MessagePack

@@ -5,9 +5,12 @@
                                      and a copy of the manifest, so that its loss is seen
     {proteus-shards}:claims          the last number given to a generation; none is given twice
     {proteus-shards:g4:s0}:lease     who owns shard 0 of generation 4: owner, epoch, token (both together), number of the last batch
-    {proteus-shards:g4:s0}:rows      see redis_rows.py; likewise :marks and :states
+    {proteus-shards:g4:s0}:rows      see redis_rows.py; likewise :marks, :states, :extras and :records
 
 What is in braces decides the slot in a cluster: all keys of a shard are on one node, and one script may touch them.
+
+**Layouts.** 2 added extras and records. What layout 1 holds is a store of layout 2 that has none, so that to get there only the manifest is written
+anew (redis_raise.lua); from then on the version before refuses to start, and redis_take.lua keeps out those of its processes that run already.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Wire
 
 MANIFEST_COPY = b"manifest"  # the field of `moves` with a copy of it, so that its loss is seen
-LAYOUT = 1  # of the keys; a higher one is refused
+LAYOUT = 2  # of the keys; a higher one is refused
 SCAN_BYTES = 1 << 20  # aimed at in one answer
 SCAN_COUNT_MAX = 5000
 _SCAN_COUNT_FIRST = 20
@@ -37,6 +40,11 @@ class Manifest(msgspec.Struct, frozen=True):
     generation: int
     shards: int
 
+    @property
+    def older(self) -> bool:
+        """Whether an older version wrote it, and nobody has prepared the store with this one."""
+        return self.layout < LAYOUT or self.row_version < ROW_VERSION
+
 
 class ShardKeys(msgspec.Struct, frozen=True):
     """The keys of one shard."""
@@ -45,11 +53,13 @@ class ShardKeys(msgspec.Struct, frozen=True):
     rows: str
     marks: str
     states: str
+    extras: str
+    records: str
 
     @property
-    def all(self) -> tuple[str, str, str, str]:
+    def all(self) -> tuple[str, ...]:
         """All of them, as scripts take them."""
-        return self.lease, self.rows, self.marks, self.states
+        return self.lease, self.rows, self.marks, self.states, self.extras, self.records
 
 
 def shard_keys(url: RedisUrl, generation: int, shard: int) -> ShardKeys:

@@ -1,13 +1,16 @@
-"""Before any shard starts: make the keys of a Redis store, or move the rows to another number of shards.
+"""Before any shard starts: make the keys of a Redis store, bring them to the layout of today, or move the rows to another number of shards.
+
+To another layout nothing moves (redis_place.py says why): one script compares the manifest with what it was, and writes it anew. That comes first, so that
+a move begins and ends in one layout.
 
 A move fills a generation of its own, with a number that no other ever had, and comes into force when the manifest names it: one script, which compares
 the manifest with what it was, is the commit point. The steps, each of which may be the last one before a crash:
 
 1. Enter the new generation in `moves`, as being filled.
 2. Seal each old shard: its owner can write no more, and nobody can take it while this move lives.
-3. Make the new shards, above every old epoch, and copy field by field. Where a row belongs is in its field; rows are not decoded, and so keep their
+3. Make the new shards, above every old epoch, and copy field by field. Where a row or record belongs is in its field; rows are not decoded, and so keep their
    numbers (seq is unique within a slot, and a slot moves as a whole) and even their damage.
-4. Count: as many rows, marks and states there as here.
+4. Count: as many rows, marks, states, extras and records there as here.
 5. Flip the manifest. The same script enters the old generation in `moves`, as rubbish.
 6. Remove what is rubbish.
 
@@ -31,7 +34,7 @@ from proteus_shards.core.placement import SLOTS, shard_of
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.redis_errors import ServerSaid, WireError, fault_of
 from proteus_shards.store.redis_place import LAYOUT, MANIFEST_COPY, Manifest, Scan, ShardKeys, common_key, read_manifest, shard_keys
-from proteus_shards.store.redis_rows import pairs_packed, slot_of_field
+from proteus_shards.store.redis_rows import pairs_packed, slot_of_field, slot_of_record_field
 from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Argument, Script, Wire, within
@@ -43,6 +46,7 @@ _CREATE = Script("create")
 _FILL = Script("fill")
 _SEAL = Script("seal")
 _FLIP = Script("flip")
+_RAISE = Script("raise")
 _CANCEL = Script("cancel")
 
 Step: TypeAlias = Callable[[str], None]
@@ -148,6 +152,8 @@ class Preparation:
             check(await look(wire), url)
             old, stored = await read_manifest(wire, url)
         await self._clean_up()
+        if old is not None and old.older:
+            old, stored = await self._raise(old, stored)
         if old is not None and old.shards == shards:
             return None
         generation = await self._enter(old, shards)
@@ -169,6 +175,15 @@ class Preparation:
         self._step("flipped")
         await self._clean_up()
         return f"moved {moved:,} stored jobs from {old.shards} to {shards} shards" if old is not None else None
+
+    async def _raise(self, old: Manifest, stored: bytes) -> tuple[Manifest, bytes]:
+        """Bring the manifest to the layout of today. Return it, and its bytes."""
+        manifest = Manifest(LAYOUT, ROW_VERSION, old.generation, old.shards)
+        new = msgspec.json.encode(manifest)
+        if await self._wires.run(_RAISE, (self._manifest_key, self._moves), stored, new) != b"OK":
+            raise StoreRefused(f"redis {self._url.where}: another process prepared the same store just now")
+        self._step("raised")
+        return manifest, new
 
     async def _enter(self, old: Manifest | None, shards: int) -> int:
         """Return the number of a new generation, once it is entered."""
@@ -198,11 +213,11 @@ class Preparation:
         self._step("sealed")
         targets = [shard_keys(self._url, generation, shard) for shard in range(shards)]
         for target in targets:
-            if await self._wires.run(_CREATE, target.all, self._token, epoch, shards) != b"OK":
+            if await self._wires.run(_CREATE, target.all, self._token, epoch, LAYOUT) != b"OK":
                 raise StoreError(f"redis {self._url.where}: {target.lease} is taken: another program uses the prefix {self._url.prefix}")
         self._step("created")
         moved = 0
-        for name in ("marks", "states", "rows"):
+        for name in ("marks", "states", "extras", "records", "rows"):
             before = 0
             for source in sources:
                 await self._copy(source, targets, name)
@@ -218,21 +233,22 @@ class Preparation:
     async def _copy(self, source: ShardKeys, targets: list[ShardKeys], name: str) -> None:
         """Copy one hash of an old shard."""
         scan = await self._wires.scan(getattr(source, name))
+        slot_in = slot_of_record_field if name == "records" else slot_of_field
         buffers: dict[int, list[bytes]] = {}
         sizes: dict[int, int] = {}
         while not scan.done:
             pairs = await self._wires.bounded(scan)
             for field, value in zip(pairs[::2], pairs[1::2], strict=True):
-                slot = slot_of_field(field)
+                slot = slot_in(field)
                 if slot is None or slot >= SLOTS:
                     raise StoreError(
-                        f"redis {self._url.where}: {getattr(source, name)} has the field {field[:32].hex()}, which is no row's: "
+                        f"redis {self._url.where}: {getattr(source, name)} has the field {field[:32].hex()}, which is no {'record' if name == 'records' else 'row'}'s: "
                         "remove it with HDEL, or start with the old number of shards"
                     )
                 shard = shard_of(slot, len(targets))
                 buffer = buffers.setdefault(shard, [])
                 buffer += (field, value)
-                sizes[shard] = sizes.get(shard, 0) + len(value)
+                sizes[shard] = sizes.get(shard, 0) + len(field) + len(value)
                 if sizes[shard] >= FILL_BYTES or len(buffer) >= FILL_VALUES:
                     await self._put(targets[shard], name, buffer)
                     sizes[shard] = 0

@@ -1,10 +1,12 @@
-"""What a row is in Redis: fields of three hashes, all under the same ten bytes.
+"""What a row is in Redis: fields of four hashes, all under the same ten bytes. And what a record is: a field of a fifth.
 
-    rows      the row as it was inserted, in MessagePack
+    rows      the row as it was inserted, in MessagePack. Version 1 wrote it without the last value, the extras: then there are none
     marks     what its last mark said, in MessagePack; missing while it has none
     states    the state of the last mark that set one, in MessagePack; missing while none did
+    extras    likewise the extras
+    records   the value of a record as it is, under slot, kind (two bytes each, big-endian) and name
 
-So a mark writes some 50 bytes, whatever the payload weighs, and a row that is inserted, delivered and completed was written once. The ten bytes are
+So a mark writes some 50 bytes, whatever the payload weighs, and a row that is inserted, delivered and completed was written once. The ten bytes of a row are
 slot and seq, big-endian: they say where a row belongs without it being decoded, which is how rows move between shards.
 
 **No order is kept.** A sorted set of order keys would be written at each insert and delete only for the next start, which needs every row anyway: a load
@@ -16,29 +18,34 @@ Numbers cross Lua as bytes inside a value, never as numbers: those are doubles t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import Struct, error
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
-from proteus_shards.core.model import Batch, Row
+from proteus_shards.core.model import Batch, Record, Row
 from proteus_shards.errors import StorePermanent
 from proteus_shards.store.contract import Damaged
 
 _FIELD = Struct(">HQ")
+_RECORD = Struct(">HH")
 _MARKED = tuple(Row.__struct_fields__.index(name) for name in ("status", "attempt", "run_id", "reason", "updated_at"))
-_SLOT, _SEQ, _READY_AT, _STATE = (Row.__struct_fields__.index(name) for name in ("slot", "seq", "ready_at", "state"))
+_SLOT, _SEQ, _STATE, _EXTRAS = (Row.__struct_fields__.index(name) for name in ("slot", "seq", "state", "extras"))
+_VERSION_1_VALUES = _EXTRAS  # of a row: all before the extras
+_VERSION_1_HEAD = b"\xdc" + _VERSION_1_VALUES.to_bytes(2, "big")
 
 _encode = msgspec.msgpack.encode
 _field = _FIELD.pack
 _values = msgspec.structs.astuple
+_Item = TypeVar("_Item")
 
 # MessagePack as Lua's decoder of Redis knows it: it has no type for bytes, but takes any in a text
 _FIELD_FOLLOWS, _VALUE_FOLLOWS, _ARRAY_FOLLOWS = 0xA0 + _FIELD.size, 0xDB, 0xDD
 _item = Struct(">BHQ").pack
 _pair = Struct(">BHQBI").pack
 _raw = _head = Struct(">BI").pack
+_NONE = b""  # in place of an array that most batches have no use for
 
 
 def field_of(slot: int, seq: int) -> bytes:
@@ -51,11 +58,22 @@ def slot_of_field(field: bytes) -> int | None:
     return _FIELD.unpack(field)[0] if len(field) == _FIELD.size else None
 
 
-def packed(batch: Batch) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return what the script is given of a batch: deletes, marks, states, inserts. Raises `StorePermanent`."""
+def record_field_of(slot: int, kind: int, name: str) -> bytes:
+    """Return the name of a record's field. Raises `UnicodeEncodeError` and `struct.error`."""
+    return _RECORD.pack(slot, kind) + name.encode()
+
+
+def slot_of_record_field(field: bytes) -> int | None:
+    """Return the slot of a field of a record; None: this is none's."""
+    return _RECORD.unpack_from(field)[0] if len(field) > _RECORD.size else None
+
+
+def packed(batch: Batch) -> tuple[bytes, ...]:
+    """Return what the script is given of a batch: deletes, marks, states, inserts, extras, records, records to remove. Raises `StorePermanent`."""
     inserts: list[bytes] = []
     marks: list[bytes] = []
     states: list[bytes] = []
+    extras: list[bytes] = []
     try:
         for row in batch.inserts:
             value = _encode(_values(row))
@@ -66,18 +84,42 @@ def packed(batch: Batch) -> tuple[bytes, bytes, bytes, bytes]:
             if mark.state_set:
                 value = _encode(mark.state)
                 states += (_pair(_FIELD_FOLLOWS, mark.slot, mark.seq, _VALUE_FOLLOWS, len(value)), value)
+            if mark.extras_set:
+                value = _encode(mark.extras)
+                extras += (_pair(_FIELD_FOLLOWS, mark.slot, mark.seq, _VALUE_FOLLOWS, len(value)), value)
+        records, removed = _records_packed(batch.records) if batch.records else (_NONE, _NONE)
         deletes = [_item(_FIELD_FOLLOWS, key.slot, key.seq) for key in batch.deletes]
     except (UnicodeEncodeError, OverflowError, error) as fault:
         # from None: the error itself quotes the name
         raise StorePermanent(
-            f"a row holds what Redis cannot keep ({type(fault).__name__}): text that is not unicode, or a number out of range"
+            f"a row or record holds what Redis cannot keep ({type(fault).__name__}): text that is not unicode, or a number out of range"
         ) from None
-    return _array(len(deletes), deletes), _array(len(marks), marks), _array(len(states), states), _array(len(inserts), inserts)
+    return (
+        _array(len(deletes), deletes),
+        _array(len(marks), marks),
+        _array(len(states), states),
+        _array(len(inserts), inserts),
+        _array(len(extras), extras) if extras else _NONE,
+        records,
+        removed,
+    )
 
 
 def pairs_packed(pairs: Sequence[bytes]) -> bytes:
     """Return field, value, field, value, … as a script takes them."""
     return _array(len(pairs), [piece for item in pairs for piece in (_raw(_VALUE_FOLLOWS, len(item)), item)])
+
+
+def _records_packed(records: Sequence[Record]) -> tuple[bytes, bytes]:
+    pairs: list[bytes] = []
+    removed: list[bytes] = []
+    for record in records:
+        field = record_field_of(record.slot, record.kind, record.name)
+        if record.value is None:
+            removed.append(field)
+        else:
+            pairs += (field, record.value)
+    return pairs_packed(pairs) if pairs else _NONE, pairs_packed(removed) if removed else _NONE
 
 
 def _array(count: int, pieces: list[bytes]) -> bytes:
@@ -93,16 +135,17 @@ class RowReader:
         types["seq"] = Annotated[int, msgspec.Meta(ge=0)]
         marked = [types[Row.__struct_fields__[index]] for index in _MARKED]
         self._row: Any = msgspec.msgpack.Decoder(tuple.__class_getitem__(tuple(types.values())))
+        self._row_of_version_1: Any = msgspec.msgpack.Decoder(tuple.__class_getitem__(tuple(types.values())[:_VERSION_1_VALUES]))
         self._mark: Any = msgspec.msgpack.Decoder(tuple.__class_getitem__(tuple(marked)))
-        self._state: Any = msgspec.msgpack.Decoder(bytes | None)
+        self._bytes: Any = msgspec.msgpack.Decoder(bytes | None)
         self._where = where
 
-    def row(self, field: bytes, value: bytes, mark: bytes | None, state: bytes | None) -> Row | Damaged:
+    def row(self, field: bytes, value: bytes, mark: bytes | None, state: bytes | None, extras: bytes | None) -> Row | Damaged:
         """Return the row of one field."""
         try:
-            values = self._row.decode(value)
-            if mark is not None or state is not None:
-                values = self._changed(list(values), mark, state)
+            values = (self._row_of_version_1 if value.startswith(_VERSION_1_HEAD) else self._row).decode(value)
+            if mark is not None or state is not None or extras is not None:
+                values = self._changed(list(values), mark, state, extras)
         except (msgspec.MsgspecError, UnicodeDecodeError) as fault:
             return self.damaged(field, _told(fault))
         if _field(values[_SLOT], values[_SEQ]) != field:
@@ -114,13 +157,39 @@ class RowReader:
         seq = _FIELD.unpack(field)[1] if len(field) == _FIELD.size else None
         return Damaged(f"{self._where} field {field[:32].hex()}", fault, seq)
 
-    def _changed(self, values: list[Any], mark: bytes | None, state: bytes | None) -> list[Any]:
+    def _changed(self, values: list[Any], mark: bytes | None, state: bytes | None, extras: bytes | None) -> list[Any]:
         if mark is not None:
             for index, value in zip(_MARKED, self._mark.decode(mark), strict=True):
                 values[index] = value
         if state is not None:
-            values[_STATE] = self._state.decode(state)
+            values[_STATE] = self._bytes.decode(state)
+        if extras is not None:
+            values[_EXTRAS:] = (self._bytes.decode(extras),)  # one of version 1 has no place for it yet
         return values
+
+
+class RecordReader:
+    """Makes records of fields and values. `own`: the slots of this shard; a record of another is `Damaged`. `where`: the hash of the records."""
+
+    def __init__(self, own: range, where: str) -> None:
+        self._own = own
+        self._where = where
+
+    def record(self, field: bytes, value: bytes) -> Record | Damaged:
+        """Return the record of one field."""
+        slot = slot_of_record_field(field)
+        if slot is None:
+            return self._damaged(field, "its field is not that of a record")
+        if slot not in self._own:
+            return self._damaged(field, "its slot is not one of this shard's")
+        try:
+            name = field[_RECORD.size :].decode()
+        except UnicodeDecodeError:
+            return self._damaged(field, "its name is not UTF-8")
+        return Record(slot, _RECORD.unpack_from(field)[1], name, value)
+
+    def _damaged(self, field: bytes, fault: str) -> Damaged:
+        return Damaged(f"{self._where} field {field[:32].hex()}", fault)
 
 
 def in_order(rows: Iterable[Row | Damaged]) -> list[Row | Damaged]:
@@ -133,18 +202,27 @@ def in_order(rows: Iterable[Row | Damaged]) -> list[Row | Damaged]:
     return [*good, *damaged]
 
 
-def chunks(rows: list[Row | Damaged], rows_max: int, bytes_max: int) -> Iterator[list[Row | Damaged]]:
+def chunks(items: list[_Item], size_of: Callable[[_Item], int], items_max: int, bytes_max: int) -> Iterator[list[_Item]]:
     """Yield a list in parts, and let go of what was yielded."""
-    rows.reverse()
-    while rows:
-        chunk: list[Row | Damaged] = []
+    items.reverse()
+    while items:
+        chunk: list[_Item] = []
         size = 0
-        while rows and len(chunk) < rows_max and size < bytes_max:
-            row = rows.pop()
-            chunk.append(row)
-            if isinstance(row, Row):
-                size += len(row.payload) + len(row.state or b"")
+        while items and len(chunk) < items_max and size < bytes_max:
+            item = items.pop()
+            chunk.append(item)
+            size += size_of(item)
         yield chunk
+
+
+def row_bytes(row: Row | Damaged) -> int:
+    """Return about how many bytes a row is, without its names."""
+    return len(row.payload) + len(row.state or b"") + len(row.extras or b"") if isinstance(row, Row) else 0
+
+
+def record_bytes(record: Record | Damaged) -> int:
+    """Return how many bytes a record is."""
+    return len(record.name) + len(record.value or b"") if isinstance(record, Record) else 0
 
 
 def _told(fault: Exception) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from proteus_shards.core.model import Batch
+from proteus_shards.core.model import Batch, Record
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.redis import BATCH_ROWS_MAX, RedisStore
@@ -17,7 +17,21 @@ from proteus_shards.store.redis_rows import field_of, pairs_packed
 from tests.servers.redis import RedisPlace
 from tests.store.exercise import Backing, KeepingExercise
 from tests.store.redis_backing import RedisBacking, owning
-from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_mark, make_row, marked, marking
+from tests.store.rows import (
+    as_dict,
+    deleting,
+    in_asyncio,
+    inserting,
+    key_of,
+    load_all,
+    load_records,
+    make_mark,
+    make_record,
+    make_row,
+    marked,
+    marking,
+    recording,
+)
 
 
 class TestRedis(KeepingExercise):
@@ -43,12 +57,13 @@ async def test_all_keys_of_a_shard_are_under_one_hash_tag(backing: RedisBacking)
     row = make_row(1)
     async with owning(backing.store()) as store:
         await store.commit(inserting(row))
-        await store.commit(marking(make_mark(row, state_set=True, state=b"1")))
+        mark = make_mark(row, state_set=True, state=b"1", extras_set=True, extras=b"e")
+        await store.commit(Batch([], [], [mark], [make_record("a")]))
         found = await store._wire.call("KEYS", f"*{backing.url.prefix}*")
 
     tag = f"{{{backing.url.prefix}:g1:s0}}:"
     common = {f"{{{backing.url.prefix}}}:{name}" for name in ("manifest", "moves", "claims")}
-    assert {key.decode() for key in found} == common | {tag + name for name in ("lease", "rows", "marks", "states")}
+    assert {key.decode() for key in found} == common | {tag + name for name in ("lease", "rows", "marks", "states", "extras", "records")}
 
 
 @in_asyncio
@@ -57,8 +72,10 @@ async def test_what_is_deleted_leaves_no_key(backing: RedisBacking) -> None:
     rows = [make_row(seq) for seq in range(3)]
     async with owning(backing.store()) as store:
         await store.commit(inserting(*rows))
-        await store.commit(marking(*(make_mark(row, state_set=True, state=b"1") for row in rows)))
+        marks = [make_mark(row, state_set=True, state=b"1", extras_set=True, extras=b"e") for row in rows]
+        await store.commit(Batch([], [], marks, [make_record("a")]))
         await store.commit(deleting(*rows))
+        await store.commit(recording(make_record("a", None)))
 
         assert await store._wire.call("EXISTS", *backing.keys.all[1:]) == 0
 
@@ -80,23 +97,27 @@ async def test_a_mark_does_not_write_the_payload_again(backing: RedisBacking) ->
 
 @in_asyncio
 async def test_the_largest_batch_is_one_script(backing: RedisBacking) -> None:
-    """As many deletes, marks with states and inserts as a batch may have, of rows at the ends of all ranges."""
-    third = BATCH_ROWS_MAX // 3
-    old = [make_row(2**62 - seq, queue=f"q{seq}", ready_at=253_402_300_799_999_999 - seq) for seq in range(2 * third)]
-    new = [make_row(seq, queue=f"q{seq}") for seq in range(BATCH_ROWS_MAX - 2 * third)]
-    marks = [make_mark(row, state_set=True, state=b"{}") for row in old[third:]]
+    """As many deletes, marks with states and extras, inserts and records as a batch may have, of rows at the ends of all ranges."""
+    part = BATCH_ROWS_MAX // 5
+    old = [make_row(2**62 - seq, queue=f"q{seq}", ready_at=253_402_300_799_999_999 - seq) for seq in range(2 * part)]
+    new = [make_row(seq, queue=f"q{seq}") for seq in range(part)]
+    marks = [make_mark(row, state_set=True, state=b"{}", extras_set=True, extras=b"e") for row in old[part:]]
+    gone = [make_record(f"gone {number}", b"old") for number in range(part)]
+    records = [make_record(f"kept {number}") for number in range(part)]
     async with owning(backing.store()) as store:
-        await store.commit(inserting(*old))
-        await store.commit(Batch([key_of(row) for row in old[:third]], new, marks))
+        await store.commit(Batch([], old, [], gone))
+        removed = [make_record(record.name, None) for record in gone]
+        await store.commit(Batch([key_of(row) for row in old[:part]], new, marks, [*removed, *records]))
 
-        left = [marked(row, mark) for row, mark in zip(old[third:], marks, strict=True)]
+        left = [marked(row, mark) for row, mark in zip(old[part:], marks, strict=True)]
         assert await load_all(store) == [*new, *reversed(left)]
+        assert await load_records(store) == as_dict(*records)
 
 
 # --- what is not as it should be ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["rows", "marks", "states", "lease"])
+@pytest.mark.parametrize("name", ["rows", "marks", "states", "extras", "records", "lease"])
 @in_asyncio
 async def test_a_key_of_another_type_in_our_place_stops_the_commit_before_its_first_write(backing: RedisBacking, name: str) -> None:
     """Another program uses our prefix: nothing of it is touched, and this process ends."""
@@ -106,7 +127,7 @@ async def test_a_key_of_another_type_in_our_place_stops_the_commit_before_its_fi
         await store._wire.call("DEL", key)
         await store._wire.call("SET", key, "theirs")
         with pytest.raises(StoreFailed, match="of another type"):
-            await store.commit(inserting(row))
+            await store.commit(Batch([], [row], [], [make_record("a")]))
 
         assert await store._wire.call("GET", key) == b"theirs"
         assert await store._wire.call("EXISTS", *(set(backing.keys.all) - {key, backing.keys.lease})) == 0
@@ -166,9 +187,31 @@ async def test_what_is_no_row_is_said_and_left_where_it_is(backing: RedisBacking
         "it is not MessagePack",
         "a text is not UTF-8",
         "Expected `int` <= 1023 - at slot",
-        "there is a mark or a state, but no row",
+        "there is a mark, a state or extras, but no row",
     }
     assert all(item.where.startswith(backing.keys.rows) for item in damaged)
+
+
+@in_asyncio
+async def test_what_is_no_record_is_said_and_left_where_it_is(backing: RedisBacking) -> None:
+    """No name, a name that is no text, another shard's slot; the good ones are loaded, of any kind and value."""
+    good = [make_record("a", b"\xc1"), make_record("b", b"", kind=60_000)]
+    fields = {b"\x00\x01\x00\x01": b"no name", b"\x00\x01\x00\x01\xff": b"no text", b"\x07\xd0\x00\x01a": b"slot", b"x": b"short"}
+    async with owning(backing.store()) as store:
+        await store.commit(recording(*good))
+        await store._wire.call("HSET", backing.keys.records, *(piece for pair in fields.items() for piece in pair))
+        loaded = [item async for chunk in store.load_records() for item in chunk]
+        assert await store._wire.call("HLEN", backing.keys.records) == len(fields) + len(good)
+
+    damaged = [item for item in loaded if isinstance(item, Damaged)]
+    assert sorted(item.name for item in loaded if isinstance(item, Record)) == ["a", "b"]
+    assert sorted(item.fault for item in damaged) == [
+        "its field is not that of a record",
+        "its field is not that of a record",
+        "its name is not UTF-8",
+        "its slot is not one of this shard's",
+    ]
+    assert {item.where for item in damaged} == {f"{backing.keys.records} field {field.hex()}" for field in fields}
 
 
 @in_asyncio
@@ -185,8 +228,13 @@ async def test_a_load_that_was_not_given_all_rows_is_refused(backing: RedisBacki
 
     monkeypatch.setattr(Scan, "next", next_but_for_one)
     async with owning(backing.store()) as store:
-        with pytest.raises(StoreRefused, match=r"\(599, 0, 0\) .* of \(600, 0, 0\)"):
+        with pytest.raises(StoreRefused, match=r"\(599, 0, 0, 0\) .* of \(600, 0, 0, 0\)"):
             await load_all(store)
+        monkeypatch.undo()
+        await store.commit(recording(*(make_record(f"record {number}") for number in range(600))))
+        monkeypatch.setattr(Scan, "next", next_but_for_one)
+        with pytest.raises(StoreRefused, match=r"\(599,\) records .* of \(600,\)"):
+            await load_records(store)
 
 
 @in_asyncio

@@ -12,6 +12,7 @@ from proteus_shards.store.redis_place import shard_keys
 from tests.servers.redis import RedisCluster, RedisServer, binaries
 from tests.store.backing import Backing
 from tests.store.exercise_owners import OwnersExercise
+from tests.store.exercise_records import RecordsExercise
 from tests.store.exercise_rows import RowsExercise
 from tests.store.redis_backing import RedisBacking, owning, redis_url
 from tests.store.rows import in_asyncio, inserting, load_all, make_row
@@ -28,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
         started.stop()
 
 
-class TestRedisCluster(OwnersExercise, RowsExercise):
+class TestRedisCluster(OwnersExercise, RecordsExercise, RowsExercise):
     """The shared suite, but for what the number of nodes is nothing to."""
 
     @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proteus_shards.core.model import Row
+from proteus_shards.core.model import Batch, Mark, RecordKey, Row
 from proteus_shards.errors import StoreError, StoreFenced, StoreRefused
 from proteus_shards.store.redis_place import Manifest, common_key
 from proteus_shards.store.redis_prepare import _CANCEL, Preparation, Wires, prepare, prepared_shards
@@ -12,9 +12,23 @@ from proteus_shards.store.redis_rows import field_of
 from tests.servers.redis import RedisPlace
 from tests.store.exercise import jobs_by_queue
 from tests.store.redis_backing import RedisBacking, apart, owning
-from tests.store.rows import commit_all, in_asyncio, inserting, load_all, make_mark, make_row, marked, marking
+from tests.store.rows import (
+    as_dict,
+    commit_all,
+    in_asyncio,
+    inserting,
+    load_all,
+    load_records,
+    make_mark,
+    make_record,
+    make_row,
+    marked,
+)
 
-STEPS = 12  # of a move from 2 to 3 shards: entered, sealed, created, copied 6×, counted, flipped, cleaned
+STEPS = 16  # of a move from 2 to 3 shards: entered, sealed, created, copied 10×, counted, flipped, cleaned
+
+
+RECORDS = [make_record(f"q{number}", b"%d" % number) for number in range(50)]
 
 
 class Killed(BaseException):
@@ -30,27 +44,34 @@ def backing(redis_server: RedisPlace) -> RedisBacking:
 def some_rows() -> tuple[list[Row], list[Row]]:
     """Return rows of many queues, and what a mark makes of each."""
     rows = [make_row(seq, queue=f"q{seq % 37}", ready_at=make_row(seq // 2).ready_at) for seq in range(1, 400)]
-    marks = [make_mark(row, state_set=row.seq % 2 == 0, state=b"s%d" % row.seq) for row in rows[::3]]
-    return rows, [marked(row, mark) for row, mark in zip(rows[::3], marks, strict=True)]
+    return rows, [marked(row, mark_of(row)) for row in rows[::3]]
+
+
+def mark_of(row: Row) -> Mark:
+    """Return the mark of a row, with a state or extras or both or neither."""
+    return make_mark(row, state_set=row.seq % 2 == 0, state=b"s%d" % row.seq, extras_set=row.seq % 5 < 2, extras=b"e%d" % row.seq)
 
 
 async def fill(backing: RedisBacking) -> list[Row]:
-    """Store rows, marks and states in one shard; return what is then there."""
+    """Store rows, marks, states, extras and records in one shard; return the rows that are then there."""
     rows, changed = some_rows()
     async with owning(backing.store()) as store:
         await commit_all(store, inserting(*rows))
-        await commit_all(store, marking(*(make_mark(row, state_set=row.seq % 2 == 0, state=b"s%d" % row.seq) for row in rows[::3])))
+        await commit_all(store, Batch([], [], [mark_of(row) for row in rows[::3]], RECORDS))
     return sorted([*changed, *(row for number, row in enumerate(rows) if number % 3)], key=lambda row: row.seq)
 
 
 async def all_rows(backing: RedisBacking, shards: int) -> list[Row]:
-    """Return what all shards load, by seq."""
+    """Return what all shards load, by seq. Where there are rows, there are all the records too."""
     found: list[Row] = []
+    records: dict[RecordKey, bytes] = {}
     for shard in range(shards):
         async with owning(backing.store(shard, shards)) as store:
+            records |= await load_records(store)
             loaded = await load_all(store)
         found += [row for row in loaded if isinstance(row, Row)]
         assert len(found) == len({(row.slot, row.seq) for row in found})
+    assert records == (as_dict(*RECORDS) if found else {})
     return sorted(found, key=lambda row: row.seq)
 
 
@@ -99,7 +120,7 @@ async def test_the_steps_of_a_move(backing: RedisBacking) -> None:
     steps: list[str] = []
     await prepare(backing.url, 3, steps.append)
 
-    copied = [f"copied {name}" for name in ("marks", "states", "rows") for _ in range(2)]
+    copied = [f"copied {name}" for name in ("marks", "states", "extras", "records", "rows") for _ in range(2)]
     assert steps == ["entered", "sealed", "created", *copied, "counted", "flipped", "cleaned"]
     assert len(steps) == STEPS
 
@@ -269,6 +290,10 @@ async def test_a_field_that_belongs_to_no_slot_stops_a_move_before_anything_is_l
         await backing.prepare(2)
     async with owning(backing.store()) as store:
         assert make_row(1) in await load_all(store)
+        await store._wire.call("HDEL", backing.keys.rows, field_of(5000, 1))
+        await store._wire.call("HSET", backing.keys.records, b"\x00\x01\x00\x01", b"x")
+    with pytest.raises(StoreError, match="is no record's"):
+        await backing.prepare(2)
 
 
 @in_asyncio
