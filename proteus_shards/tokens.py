@@ -37,6 +37,7 @@ TOKEN_BYTES = 32
 TOKEN_PREFIX = "pst_"  # by which scanners of repositories may know one  # noqa: S105  # not a token
 EVERY_QUEUE = "*"
 FILE_BYTES_MAX = 1024 * 1024
+SEEN_MAX = 1024  # queues that a grant remembers its answer for
 LINES_MAX = 1000  # each costs a comparison for a token that was not seen before
 
 
@@ -70,11 +71,19 @@ class Grant:
         self.scopes = frozenset(Scope) if Scope.ADMIN in scopes else frozenset(scopes)
         self.every_queue = EVERY_QUEUE in queues
         self.expires = expires
+        self._seen: dict[str, bool] = {}
         self._pattern = re.compile("|".join(".*".join(map(re.escape, queue.split("*"))) for queue in queues), re.DOTALL)
 
     def allows(self, queue: str) -> bool:
         """Say whether a queue, by its decoded name, is among those of the grant."""
-        return self.every_queue or self._pattern.fullmatch(queue) is not None
+        if self.every_queue:
+            return True
+        seen = self._seen.get(queue)
+        if seen is None:
+            if len(self._seen) >= SEEN_MAX:
+                self._seen.clear()
+            seen = self._seen[queue] = self._pattern.fullmatch(queue) is not None
+        return seen
 
 
 class Grants:

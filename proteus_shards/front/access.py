@@ -26,6 +26,7 @@ from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, 
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.errors import SettingError
 from proteus_shards.front.answers import Problem
+from proteus_shards.front.operations import Ask
 from proteus_shards.tokens import Grant, Grants, Scope, read_grants
 
 LOOK_SECONDS = 1.0
@@ -95,6 +96,7 @@ _SCOPES: dict[type[Any], Scope] = {  # of the operations in a batch
     Fail: Scope.CONSUME,
     Release: Scope.CONSUME,
 }
+_OF_ONE_QUEUE = frozenset({Enqueue, Next, Heartbeat, Complete})
 _BAD_SCHEME = "authorization: must be Bearer and a token of this server"
 
 
@@ -115,7 +117,7 @@ class Access:
         self._read_wall = read_wall
         self._stamp = self._look()
         self._grants: Grants = read_grants(path)
-        self._known: dict[bytes, Grant] = {}
+        self._known: dict[bytes | None, Grant] = {}
 
     async def watch_forever(self) -> None:
         """Read the file again whenever it changes."""
@@ -139,12 +141,14 @@ class Access:
 
     def grant_of(self, authorization: bytes | None, names: Collection[str] = ()) -> Grant | Problem:
         """Return what a request may do that shows this header field (None: none), and whose client's certificate has these names."""
+        known = self._known.get(authorization)
+        if known is not None and known.expires is None:
+            return known
         if authorization is None:
             grant = self._grants.of_certificate(names) if names else None
             if grant is None:
                 return _unauthorized("authorization: is required: Bearer and a token", "")
         else:
-            known = self._known.get(authorization)
             grant = known or self._read(authorization)
             if grant is None:
                 return _unauthorized(_BAD_SCHEME, ', error="invalid_token"')
@@ -182,6 +186,8 @@ def check_asked(grant: Grant, asked: Any) -> Problem | None:
 
     What is asked is a `Problem`, which needs no right, an `Ask`, or an errand: that has `items`, a `command`, `queues`, or it is for grants of every queue.
     """
+    if type(asked) is Ask and type(asked.command) in _OF_ONE_QUEUE:
+        return None if grant.allows(asked.command.queue) else _not_this_queue(asked.command.queue)
     if isinstance(asked, Problem):
         return None
     items = getattr(asked, "items", None)
