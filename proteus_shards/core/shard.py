@@ -157,8 +157,9 @@ class Shard(Control):
 
     @property
     def sealed_answers(self) -> int:
-        """How many answers wait for the commit under way."""
-        return sum(entry[1] is not None for entry in self._ledger.sealed)
+        """How many operations wait for the commit under way. A delivery to a poll that woke comes of another operation, and counts only where there is none."""
+        answers = [entry[2] for entry in self._ledger.sealed if entry[1] is not None]
+        return sum(type(answer) is not Delivered for answer in answers) or len(answers)
 
     @property
     def has_open(self) -> bool:
@@ -186,6 +187,8 @@ class Shard(Control):
     def failed(self, reason: Reason, detail: str, retry_after: int = 1) -> list[RowKey]:
         """Undo all that is logged. Sealed operations are answered with `reason`, open ones with BUSY; the store counts as away.
 
+        INVALID is said of the operation at fault alone: a `next` that was to get its job is BUSY, too.
+
         With UNKNOWN the returned keys are those of the rows in doubt, and `records_in_doubt` those of the records: bring their truth by `adopt`
         and `adopt_records`. Else none are.
         """
@@ -193,9 +196,10 @@ class Shard(Control):
         opened, sealed, keys = self._ledger.revert()
         queues: dict[Queue, None] = {}
         letters = False
-        for entries, why in ((opened, Reason.BUSY), (sealed, reason)):
-            refusal = Refused(why, detail, retry_after=retry_after)
-            for queue, key, _, job, image in reversed(entries):
+        busy = Refused(Reason.BUSY, detail, retry_after=retry_after)
+        others = reason is Reason.INVALID and any(key is not None and type(answer) is not Delivered for _, key, answer, _, _ in sealed)
+        for entries, refusal in ((opened, busy), (sealed, Refused(reason, detail, retry_after=retry_after))):
+            for queue, key, answer, job, image in reversed(entries):
                 queue.pending -= 1
                 queues[queue] = None
                 if job is not None:
@@ -204,7 +208,7 @@ class Shard(Control):
                 elif image is not None:
                     cast("Undo", image)()
                 if key is not None:
-                    self._replies.append((key, refusal))
+                    self._replies.append((key, busy if others and type(answer) is Delivered else refusal))
         if letters:
             self._order_dead()
         for queue in queues:

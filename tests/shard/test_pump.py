@@ -228,6 +228,23 @@ def test_after_a_batch_was_refused_for_good_the_requests_of_one_frame_do_not_go_
     run(test)
 
 
+def test_a_job_that_the_store_refuses_for_good_is_told_so_though_polls_wait_for_it() -> None:
+    """The polls that it wakes are no operations of their own: they are BUSY, and the next job goes to whoever asks."""
+
+    async def test(made: Stand) -> None:
+        polls = made.link.send(Next("q", 1, 60_000_000), Next("q", 1, 60_000_000))
+        made.store.script = [(StorePermanent("too large"), False)]
+
+        assert Reason.INVALID == reason(await made.link.ask(job("bad")))
+        assert Reason.BUSY == reason(await made.link.answer(polls[0]))
+        assert Done() == await made.link.ask(job("good"))
+        delivered = await made.link.answer(polls[1])
+        assert isinstance(delivered, Delivered)
+        assert ["good"] == [each.id for each in delivered.jobs]
+
+    run(test)
+
+
 @pytest.mark.parametrize("error", [StoreFenced(), StoreFailed()])
 def test_a_fenced_or_failed_store_ends_the_shard(error: StoreFenced | StoreFailed) -> None:
     """The batch is answered UNKNOWN, and the pump ends with the store's error."""
