@@ -74,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure: bool = False
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    dashboard: bool = True
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -109,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dead_letters_max: Annotated[int, msgspec.Meta(ge=0, le=_UNREACHABLE)] = 10_000
     dead_letters_seconds_max: _Seconds = 14 * 86_400.0
     metrics_queues_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
+    dashboard_viewers_max: _Count = 64
 
 
 SETTINGS_HELP: dict[str, str] = {
@@ -128,6 +130,7 @@ SETTINGS_HELP: dict[str, str] = {
     "insecure": "listen on addresses that others can reach though nobody is asked who they are",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, plain HTTP, beside the one on port; 0: none",
+    "dashboard": "show a dashboard at /; off: nothing is there",
     "log_format": "auto is console on a terminal and json elsewhere",
     "log_level": "the least level that is logged",
     "body_size_max": "largest request body, in bytes, after decompression; beyond it 413",
@@ -163,6 +166,7 @@ SETTINGS_HELP: dict[str, str] = {
     "dead_letters_max": "dead letters kept per queue; the oldest beyond it are dropped, counted and logged",
     "dead_letters_seconds_max": "a dead letter older than this is dropped, counted and logged",
     "metrics_queues_max": "queues with series of their own in GET /metrics: the deepest; all others are summed",
+    "dashboard_viewers_max": "most pages of the dashboard that one front keeps up to date; beyond it 429",
 }
 
 

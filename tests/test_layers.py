@@ -50,6 +50,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("front/",),
     "httpx2": ("client/",),
     "anyio": ("client/",),
+    "jinja2": ("front/",),
     "asyncio": ("shard/", "store/"),
     "uvloop": ("shard/",),
     "sqlite3": ("store/sqlite",),

@@ -36,6 +36,7 @@ from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.metrics import Page
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
+from proteus_shards.front.viewers import Viewers
 
 LINKS_SECONDS_MAX = 1.0
 SPARE_DESCRIPTORS = 128  # for links, logs and what libraries keep open
@@ -94,12 +95,13 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         sys.exit(1)
     router = Router(links, access)
     page = Page(router, settings, boot.run_dir, boot.front)
+    viewers = Viewers(router, settings, page, boot.run_dir) if settings.dashboard else None
     metrics_server: Server | None = None
     if metrics is not None:
         apart = msgspec.structs.replace(settings, tls_cert="", tls_key="", tls_client_ca="", fast_lane=False)
         metrics_server = Server(make_app(router, apart, page, metrics_only=True), router, apart)
     try:
-        server = Server(make_app(router, settings, page), router, settings)
+        server = Server(make_app(router, settings, page, viewers), router, settings)
     except SettingError as error:
         report(Failed(str(error), final=True))
         sys.exit(1)
@@ -112,6 +114,8 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         log.info("draining", extra={"reason": reason, "connections": server.connections})
         exit_after(settings.drain_seconds_max)
         router.drain()
+        if viewers is not None:
+            viewers.drain()
         server.drain()
         if metrics_server is not None:
             metrics_server.drain()
@@ -123,6 +127,8 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         nursery.start_soon(page.keep_forever)
         if access is not None:
             nursery.start_soon(access.watch_forever)
+        if viewers is not None:
+            nursery.start_soon(viewers.run)
         for link in links:
             nursery.start_soon(link.run)
         with trio.move_on_after(LINKS_SECONDS_MAX):

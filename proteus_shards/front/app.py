@@ -31,6 +31,7 @@ from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.counts import OTHER
+from proteus_shards.front.dashboard import FILES_PATH, add_dashboard_routes
 from proteus_shards.front.exchange import GRANT_KEY, SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import origin_form
@@ -39,6 +40,7 @@ from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
+from proteus_shards.front.viewers import Viewers
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -51,8 +53,13 @@ _NOTHING_HERE = Problem(status=404, detail="there is nothing at this path")
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 
-def make_app(router: Router, settings: Settings, page: Page | None = None, *, metrics_only: bool = False) -> QuartTrio:
-    """Return the app that serves a front's HTTP through these links. `page` is the page of metrics, and with `metrics_only` all that there is."""
+def make_app(
+    router: Router, settings: Settings, page: Page | None = None, viewers: Viewers | None = None, *, metrics_only: bool = False
+) -> QuartTrio:
+    """Return the app that serves a front's HTTP through these links. `page` is the page of metrics, and with `metrics_only` all that there is.
+
+    Without `viewers` there is no dashboard.
+    """
     app = QuartTrio("proteus_shards.front", static_folder=None, template_folder=None)
     app.response_class = PlainResponse
     app.config["MAX_CONTENT_LENGTH"] = settings.body_size_max
@@ -63,6 +70,8 @@ def make_app(router: Router, settings: Settings, page: Page | None = None, *, me
     if not metrics_only:
         add_native_routes(app, router, settings, page.crash_loops)
     add_metrics_route(app, page)
+    if viewers is not None:
+        add_dashboard_routes(app, viewers)
 
     async def http_error(error: HTTPException) -> Response:
         return response_of(problem_of(error, settings).answer())
@@ -106,7 +115,7 @@ class _Gate:
     def __init__(
         self, app: AsgiApp, router: Router, settings: Settings, routes: Collection[tuple[str, str]], *, open_to_all: bool = False
     ) -> None:
-        self._counts = {route: router.counts.of("quart", route[1].removeprefix("/v1")) for route in routes}
+        self._counts = {route: router.counts.of("quart", _counted_as(route[1])) for route in routes}
         self._no_route = router.counts.of("quart", OTHER)
         self._app = app
         self._router = router
@@ -190,6 +199,11 @@ def _authorization(scope: Any) -> bytes | None:
     """Return the value of the field, or nothing that could be right where it stands there twice."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
     return found[0] if len(found) == 1 else (b"" if found else None)
+
+
+def _counted_as(path: str) -> str:
+    """Return the name under which requests for a path are counted: versions are one, and so are the files of the dashboard."""
+    return FILES_PATH if path.startswith(FILES_PATH) else path.removeprefix("/v1")
 
 
 def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem | None:

@@ -76,6 +76,12 @@ class Page:
 
     async def text(self) -> bytes:
         """Put the page together."""
+        samples = await self.samples()
+        samples += self._queue_samples(samples)
+        return generate_latest(_registry_of(samples))
+
+    async def samples(self) -> list[Sample]:
+        """Return the samples of all processes, but for those of queues. Several of one name and the same labels are to be summed."""
         samples: list[Sample] = [("proteus_build_info", [__version__], 1)]
         measures: dict[int, Measures] = {}
 
@@ -92,14 +98,28 @@ class Page:
             found = measures.get(link.shard)
             samples += found.samples if found is not None else self._read(f"shard-{link.shard}")
             samples.append(("proteus_shard_up", [str(link.shard)], found is not None))
-        samples += self.keep()
+        return samples + self._others()
+
+    def samples_kept(self) -> list[Sample]:
+        """Return what the files say, of a second ago at most, without asking any shard: what only a look at its queues tells is of the last look."""
+        return [sample for link in self._router.links for sample in self._read(f"shard-{link.shard}")] + self._others()
+
+    def deepest(self, queues_max: int) -> list[QueueMeasure]:
+        """Return the deepest queues of all shards, as they were last measured. Those that were shown before win among equals."""
+        return nlargest(
+            queues_max,
+            (queue for queues in self._queues.values() for queue in queues),
+            key=lambda queue: (queue.scheduled + queue.ready + queue.in_flight, queue.queue in self._shown),
+        )
+
+    def _others(self) -> list[Sample]:
+        """Return the samples of all that is no shard."""
+        samples = self.keep()
         for front in range(self._settings.fronts):
             for file in files_of(f"front-{front}"):
                 if file != self._file:
                     samples += self._read(file)
-        samples += self._read("supervisor")
-        samples += self._queue_samples(samples)
-        return generate_latest(_registry_of(samples))
+        return samples + self._read("supervisor")
 
     def keep(self) -> list[Sample]:
         """Return what this front has to tell, once it is in its file."""
@@ -142,11 +162,7 @@ class Page:
         for name, labels, value in samples:
             if name == "proteus_jobs" and not isinstance(value, list):
                 others[labels[1]] += value
-        deepest = nlargest(
-            self._settings.metrics_queues_max,
-            (queue for queues in self._queues.values() for queue in queues),
-            key=lambda queue: (queue.scheduled + queue.ready + queue.in_flight, queue.queue in self._shown),
-        )
+        deepest = self.deepest(self._settings.metrics_queues_max)
         self._shown = dict.fromkeys(queue.queue for queue in deepest)
         found: list[Sample] = []
         for queue in deepest:

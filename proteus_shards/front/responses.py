@@ -1,4 +1,4 @@
-"""From an `Answer` to what Quart sends. It adds nothing: no default content type, and no content-length on a 204 (RFC 9110 §8.6)."""
+"""From an `Answer` to what Quart sends. It adds nothing: no default content type, and no content-length on a 204 or 304 (RFC 9110 §8.6)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from quart_trio.wrappers import TrioResponse
 
 from proteus_shards.front.answers import Answer
 
-NO_CONTENT = 204
+BODILESS = frozenset({204, 304})
 
 
 class PlainResponse(TrioResponse):
@@ -20,6 +20,6 @@ def response_of(answer: Answer) -> PlainResponse:
     response = PlainResponse(answer.body, answer.status)
     for name, value in answer.headers:
         response.headers[name] = value
-    if answer.status == NO_CONTENT:
+    if answer.status in BODILESS:
         del response.headers["content-length"]
     return response
