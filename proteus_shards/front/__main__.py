@@ -28,7 +28,7 @@ import trio
 
 from proteus_shards import logs
 from proteus_shards.boot import STDIN, beat, read_boot, report
-from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, socket_path
+from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, Settings, socket_path
 from proteus_shards.errors import SettingError
 from proteus_shards.front.access import Access
 from proteus_shards.front.app import make_app
@@ -88,11 +88,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     """Serve until drained; the page of metrics on a port of its own, too, where there is one."""
     settings = boot.settings
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
-    try:
-        access = Access(settings.tokens_file) if settings.tokens_file else None
-    except SettingError as error:
-        report(Failed(str(error), final=True))
-        sys.exit(1)
+    access = _access_of(settings)
     router = Router(links, access)
     page = Page(router, settings, boot.run_dir, boot.front)
     viewers = Viewers(router, settings, page, boot.run_dir) if settings.dashboard else None
@@ -145,6 +141,15 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         page.keep()
         log.info("drained")
         nursery.cancel_scope.cancel()
+
+
+def _access_of(settings: Settings) -> Access | None:
+    """Return who may ask what, where a file says so."""
+    try:
+        return Access(settings.tokens_file) if settings.tokens_file else None
+    except SettingError as error:
+        report(Failed(str(error), final=True))
+        sys.exit(1)
 
 
 async def watch_signals(drain: Callable[[str], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -38,6 +38,7 @@ from proteus_shards.front.heads import origin_form
 from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
+from proteus_shards.front.openapi import add_openapi_routes
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
 from proteus_shards.front.viewers import Viewers
@@ -72,6 +73,8 @@ def make_app(
     add_metrics_route(app, page)
     if viewers is not None:
         add_dashboard_routes(app, viewers)
+    if not metrics_only:
+        add_openapi_routes(app, settings)
 
     async def http_error(error: HTTPException) -> Response:
         return response_of(problem_of(error, settings).answer())

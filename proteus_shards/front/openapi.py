@@ -1,0 +1,217 @@
+"""`GET /openapi.json`: OpenAPI 3.1, made from the types and tables that the server itself works with, and from its settings.
+
+The document is of this very server: the bounds in it are those of its settings. It is made once, when the app is made, and that fails where a route is not
+described or a description has no route: what is not documented cannot be served.
+
+Paths are shown without `/v1`; where they also work with it, `servers` of the path says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from quart import Response
+from quart_trio import QuartTrio
+
+from proteus_shards import __version__
+from proteus_shards.config import Settings
+from proteus_shards.front import answers, batches, job_bodies
+from proteus_shards.front.answers import JSON_HEADERS, Answer
+from proteus_shards.front.docs import docs_page
+from proteus_shards.front.openapi_words import ALSO_HEAD, CALLS, MEANINGS, PARAMETERS, RULES, TYPE_NAMES, Body, Described
+from proteus_shards.front.operations import PREFIXES
+from proteus_shards.front.responses import response_of
+from proteus_shards.front.schemas import Schema, Schemas
+
+PAGE_HEADERS = (
+    ("content-type", "text/html; charset=utf-8"),
+    (
+        "content-security-policy",
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+)
+_REFUSED = {
+    413: "The body, or the number of things in it, is over a limit, which the detail names.",
+    422: "Something in the request is wrong, which `field` names. No retry can mend it.",
+    429: "Not now, and surely without effect.",
+    500: "A fault inside. The log has the details.",
+    503: "Not now, and it may have had an effect.",
+}
+_RETRY_AFTER: Schema = {
+    "description": "Seconds to wait before the next try.",
+    "schema": {"type": "integer", "minimum": 1},
+    "required": True,
+}
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_ABOUT = """An ordered job runner over HTTP. Errors are problem documents (RFC 9457). Before a request gets to its call it may also be told 400, 405, 408, 414, 431, 501 or 505, \
+as HTTP has it. A body may be compressed (`Content-Encoding: gzip`)."""
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    """The answer to one job or operation that was accepted, among several."""
+
+    status: int
+
+
+class _Summary(msgspec.Struct, frozen=True):
+    """What became of job lines."""
+
+    accepted: int
+    refused: int
+    failures: list[answers._ProblemView]
+    failures_left_out: int = 0
+    stopped: answers._ProblemView | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Health(msgspec.Struct, frozen=True):
+    """What a server says of itself."""
+
+    status: str
+    version: str
+    store: str
+    durability: str | None
+    terms: str | None
+    shards: int
+
+
+class _Ready(msgspec.Struct, frozen=True):
+    """That a server is ready."""
+
+    status: str
+    shards: int
+    crash_loops: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+
+
+def add_openapi_routes(app: QuartTrio, settings: Settings) -> None:
+    """Add the document and its page, once all other routes are there. Raises where the routes and the descriptions are not the same."""
+    shown: dict[str, Answer] = {}
+    for path in ("/openapi.json", "/docs"):
+        app.add_url_rule(path, f"GET {path}", _view_of(path, shown), methods=["GET"], provide_automatic_options=False)
+    for rule in app.url_map.iter_rules():
+        if rule.methods is not None and rule.rule not in {prefix + path for prefix in PREFIXES for path in ALSO_HEAD}:
+            rule.methods.discard("HEAD")
+    document = make_document(settings)
+    check_routes(document, ((method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()))
+    shown["/openapi.json"] = Answer(200, JSON_HEADERS, msgspec.json.format(msgspec.json.encode(document), indent=1))
+    shown["/docs"] = Answer(200, PAGE_HEADERS, docs_page(document))
+
+
+def _view_of(path: str, shown: dict[str, Answer]) -> Any:
+    async def view() -> Response:
+        return response_of(shown[path])
+
+    return view
+
+
+def check_routes(document: Schema, routes: Iterable[tuple[str, str]]) -> None:
+    """See that a document has every route that is served, and no other."""
+    described = set()
+    for path, item in document["paths"].items():
+        for method in item.keys() - {"servers", "parameters"}:
+            described |= {(method.upper(), server["url"].rstrip("/") + path) for server in item["servers"]}
+    served = {(method, rule) for method, rule in routes if method != "OPTIONS"}
+    assert described == served, f"not described: {sorted(served - described)}; not served: {sorted(described - served)}"
+
+
+def make_document(settings: Settings) -> Schema:
+    """Return the document of a server with these settings."""
+    schemas = Schemas(MEANINGS, RULES, TYPE_NAMES)
+    shapes = _shapes(schemas, settings)
+    paths: dict[str, Schema] = {}
+    for (method, path), call in CALLS.items():
+        servers = [{"url": prefix or "/"} for prefix in (PREFIXES if call.native else ("",))]
+        item = paths.setdefault(path, {"servers": servers})
+        item[method.lower()] = _operation(method, path, call, shapes, settings)
+        if method == "GET" and path in ALSO_HEAD:
+            item["head"] = _head_of(item["get"])
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "proteus-shards", "version": __version__, "description": _ABOUT, "license": {"name": "MIT OR Apache-2.0"}},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in CALLS.values())],
+        "paths": paths,
+        "components": {"schemas": dict(sorted(schemas.components.items()))},
+    }
+
+
+def _shapes(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
+    """Return what bodies may be, by the names that the calls use."""
+    job = schemas.of(job_bodies._JobBody)  # noqa: SLF001 the very types that are decoded and encoded
+    delivered = schemas.of(answers._JobView)  # noqa: SLF001
+    problem = schemas.of(answers._ProblemView)  # noqa: SLF001
+    accepted = schemas.of(_Accepted)
+    next_answer = schemas.of(answers._JobsPart)  # noqa: SLF001
+    operation = schemas.of(batches._Operation)  # noqa: SLF001
+    schemas.components["Enqueue"]["properties"]["job"] |= job
+    several = {"type": "array", "minItems": 1, "maxItems": settings.batch_jobs_max}
+    return {
+        "Any": {},
+        "Text": {"type": "string"},
+        "Lines": {"type": "string", "description": "One job a line, each as JSON."},
+        "Problem": problem,
+        "Enqueued": {"anyOf": [job, {**several, "items": job}]},
+        "EnqueuedAnswer": {"anyOf": [{"type": "array", "items": {"anyOf": [accepted, problem]}}, schemas.of(_Summary)]},
+        "Delivered": {"anyOf": [delivered, {"type": "array", "items": delivered, "minItems": 1, "maxItems": settings.num_jobs_max}]},
+        "Operations": {**several, "items": operation},
+        "OperationAnswers": {"type": "array", "items": {"anyOf": [next_answer, accepted, problem]}},
+        "DeadLetters": schemas.of(answers._DeadPage),  # noqa: SLF001
+        "Health": schemas.of(_Health),
+        "Ready": schemas.of(_Ready),
+    }
+
+
+def _operation(method: str, path: str, call: Described, shapes: dict[str, Schema], settings: Settings) -> Schema:
+    shown: Schema = {
+        "operationId": f"{method.lower()}{path.replace('/', '_').replace('-', '_').replace('.', '_')}",
+        "summary": call.summary,
+        "tags": [call.tag],
+    }
+    if call.help:
+        shown["description"] = call.help
+    if call.parameters:
+        shown["parameters"] = [_parameter(name, settings) for name in call.parameters]
+    if call.body is not None:
+        shown["requestBody"] = {"required": call.body.required, "content": _contents(call.body, shapes)}
+        if call.body.help:
+            shown["requestBody"]["description"] = call.body.help
+    responses = {str(status): _response(answer, shapes) for status, answer in call.answers.items()}
+    wrong = ([422] if call.native and call.asks_shards else []) + ([413] if call.body is not None else [])
+    for status in wrong + ([429, 500, 503] if call.asks_shards else []):
+        responses[str(status)] = {"description": _REFUSED[status], "content": _PROBLEM}
+    for late in {"429", "503"} & responses.keys():
+        responses[late]["headers"] = {"Retry-After": _RETRY_AFTER}
+    shown["responses"] = dict(sorted(responses.items()))
+    return shown
+
+
+def _head_of(get: Schema) -> Schema:
+    """Return a HEAD: the answers of the GET without their bodies."""
+    bare = {status: {name: part for name, part in answer.items() if name != "content"} for status, answer in get["responses"].items()}
+    return {**get, "operationId": get["operationId"].replace("get_", "head_", 1), "responses": bare}
+
+
+def _parameter(word: str, settings: Settings) -> Schema:
+    name = word.rstrip("!")
+    schema, meaning = PARAMETERS[name]
+    bounds = {"num_jobs": settings.num_jobs_max, "num_dead": settings.num_jobs_max, "wait": settings.wait_seconds_max}
+    if name in bounds:
+        schema = {**schema, "maximum": bounds[name]}
+    if name.endswith("*"):
+        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": settings.next_queues_max, "uniqueItems": True}
+    shown = {"num_dead": "num_jobs", "after_seq": "after"}.get(name, name.rstrip("*"))
+    return {"name": shown, "in": "query", "required": word.endswith("!"), "schema": schema, "description": meaning}
+
+
+def _contents(body: Body, shapes: dict[str, Schema]) -> Schema:
+    return {media: {"schema": shapes[shape]} for media, shape in body.contents.items()}
+
+
+def _response(answer: Body, shapes: dict[str, Schema]) -> Schema:
+    shown: Schema = {"description": answer.help}
+    if answer.contents:
+        shown["content"] = _contents(answer, shapes)
+    return shown
