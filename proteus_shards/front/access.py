@@ -82,6 +82,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("HEAD", "/ready"): _READ,
     ("GET", "/metrics"): _READ_ALL,
     ("GET", "/openapi.json"): OPEN,
+    ("GET", "/docs"): OPEN,
     ("GET", "/"): OPEN,  # the dashboard's page and its files hold no data
     ("HEAD", "/"): OPEN,
     ("GET", "/dashboard/events"): _READ_ALL,

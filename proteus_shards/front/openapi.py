@@ -87,7 +87,7 @@ class _Ready(msgspec.Struct, frozen=True):
 
 
 def add_openapi_routes(app: QuartTrio, settings: Settings) -> None:
-    """Add the document and its page, once all other routes are there. Raises where the routes and the descriptions are not the same."""
+    """Add the document and its page. A test sees that all routes are in it."""
     shown: dict[str, Answer] = {}
     for path in ("/openapi.json", "/docs"):
         app.add_url_rule(path, f"GET {path}", _view_of(path, shown), methods=["GET"], provide_automatic_options=False)
@@ -95,7 +95,6 @@ def add_openapi_routes(app: QuartTrio, settings: Settings) -> None:
         if rule.methods is not None and rule.rule not in {prefix + path for prefix in PREFIXES for path in ALSO_HEAD}:
             rule.methods.discard("HEAD")
     document = make_document(settings)
-    check_routes(document, ((method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()))
     shown["/openapi.json"] = Answer(200, JSON_HEADERS, msgspec.json.format(msgspec.json.encode(document), indent=1))
     shown["/docs"] = Answer(200, PAGE_HEADERS, docs_page(document))
 
