@@ -17,7 +17,7 @@ from collections import Counter
 
 import msgspec
 
-from proteus_shards.core.model import Batch, Row, RowKey, Status
+from proteus_shards.core.model import Batch, Kind, Record, RecordKey, Row, RowKey, Status
 from proteus_shards.core.placement import slot_of
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store.contract import Durability, Store
@@ -143,6 +143,10 @@ def _durability(trial: Store, required: Durability) -> Finding:
 async def _time(trial: Store, report: Report) -> None:
     async for _ in trial.load():
         pass  # a shard does so too, before its first commit
+    if not await _keeps_records(trial):
+        report.findings.append(
+            Finding("fault", "a record was written and could not be read back as it was: settings of queues would be lost")
+        )
     round_trip_ms = await _round_trip_ms(trial)
     slow = round_trip_ms > ROUND_TRIP_MS_FAR
     report.findings.append(
@@ -165,6 +169,16 @@ async def _time(trial: Store, report: Report) -> None:
             report.rates.append(rate)
         await _delete(trial, written)
         first += len(written)
+
+
+async def _keeps_records(trial: Store) -> bool:
+    """Write a record, read it, remove it."""
+    key = RecordKey(slot_of(_QUEUE), int(Kind.QUEUE), _QUEUE)
+    value = b"{}"
+    await trial.commit(Batch([], [], [], [Record(key.slot, key.kind, key.name, value)]))
+    found = await trial.read_records([key])
+    await trial.commit(Batch([], [], [], [Record(key.slot, key.kind, key.name, None)]))
+    return found == {key: value} and await trial.read_records([key]) == {}
 
 
 async def _round_trip_ms(trial: Store) -> float:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proteus_shards import __version__
+from proteus_shards.core import commands_control as control
 from proteus_shards.core.commands import (
     Cancel,
     Command,
@@ -21,20 +22,27 @@ from proteus_shards.core.commands import (
     Delivery,
     Done,
     Enqueue,
+    EnqueueAll,
     Heartbeat,
     Inspect,
     ListDead,
     Listed,
     Measure,
     Measures,
+    Mode,
     Next,
+    Options,
     Outcome,
     QueueMeasure,
     Reason,
     Refused,
+    Replace,
+    Requeue,
     Statistics,
     Undeliver,
 )
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE
+from proteus_shards.core.extras import DURATION_US_MAX, Attempt, Backoff, Extras
 from proteus_shards.core.model import MAX_RETRIES_MAX, TIME_US_MAX, TIMEOUT_SECONDS_MAX
 from proteus_shards.errors import ProtocolError, VersionError
 from proteus_shards.ipc.messages import (
@@ -55,6 +63,11 @@ EVERY_BYTE = bytes(range(256))
 NUMBERS = [0, 1, 2**32, 2**63 - 1]
 DECODERS: list[Callable[[bytes], object]] = [decode_greeting, decode_requests, decode_replies]
 
+BACKOFF = Backoff(0, 100.0, DURATION_US_MAX, 0.5)
+JOB = Enqueue("q", "i", 1, persist=True, max_retries=0, payload=EVERY_BYTE)
+EXTRAS = Extras(
+    LONG, -(2**31), TIME_US_MAX, BACKOFF, TIME_US_MAX, (Attempt(1, 0, TIME_US_MAX, "failed", LONG), Attempt(2, 0, 0, "timeout")), LONG, LONG
+)
 COMMANDS: list[Command] = [
     Enqueue("q", "i", 0, persist=False, max_retries=-(2**31), payload=b""),
     Enqueue(
@@ -81,13 +94,49 @@ COMMANDS: list[Command] = [
     Measure(),
     ListDead("q"),
     ListDead(LONG, 2**53, 2**62),
+    Enqueue("q", "i", TIMEOUT_OF_QUEUE, True, RETRIES_OF_QUEUE, b"1", None, None, Options()),
+    Enqueue("q", "i", 1, True, 0, b"1", None, None, Options(LONG, -(2**31), DURATION_US_MAX, BACKOFF, LONG)),
+    EnqueueAll("q", []),
+    EnqueueAll(LONG, [JOB, JOB], Mode.REPLACE),
+    Replace("q", JOB),
+    Requeue("q", "i", RUN, []),
+    Requeue(LONG, LONG, RUN, [JOB], Mode.IGNORE),
+    control.Fail("q", "i"),
+    control.Fail(LONG, LONG, RUN, LONG, DURATION_US_MAX),
+    control.Release("q", "i"),
+    control.Release(LONG, LONG, RUN, DURATION_US_MAX),
+    control.GetJob("q", LONG),
+    control.FindJobs("i"),
+    control.FindJobs(LONG, 2**53),
+    control.ListJobs("q"),
+    control.ListJobs(LONG, control.State.BACKING_OFF, LONG, TIME_US_MAX, 2**53, LONG, bodies=False),
+    control.ListQueues(),
+    control.ListQueues(2**53, LONG, LONG),
+    control.GetQueue(LONG),
+    control.SetQueue("q", EVERY_BYTE),
+    control.Purge("q"),
+    control.Purge(LONG, list(control.State), LONG, [LONG, ""], 2**53),
+    control.Redrive("q"),
+    control.Redrive(LONG, [LONG], LONG, "timeout", LONG, 2**53, 2**62),
+    control.Change("q", "i"),
+    control.Change(LONG, LONG, TIME_US_MAX, -(2**31)),
+    control.PutSchedule("q", LONG, EVERY_BYTE),
+    control.DropSchedule("q", LONG),
+    control.ListSchedules(),
+    control.ListSchedules(LONG, 2**53, LONG),
 ]
 
 DELIVERY = Delivery(LONG, LONG, TIMEOUT_SECONDS_MAX, True, -1, EVERY_BYTE, EVERY_BYTE, TIME_US_MAX, RUN, 2**40, 0, TIME_US_MAX)
 LETTER = DeadLetter(LONG, LONG, 2**62, 0, False, 0, EVERY_BYTE, None, None, 1, "timeout", 0, TIME_US_MAX)
+VIEW = control.JobView(
+    LONG, LONG, 2**62, control.State.BLOCKED, 0, True, -1, EVERY_BYTE, EVERY_BYTE, TIME_US_MAX, 2**40, RUN, 2**53, LONG, 0, 1, EXTRAS, ["key", ""],
+    LONG, TIME_US_MAX,
+)  # fmt: skip
+QUEUE_VIEW = control.QueueView("q", 0, 0, 0, 0, 0, 0, 0, 0, False)
 OUTCOMES: list[Outcome] = [
     Done(),
     Delivered([]),
+    Delivered([msgspec.structs.replace(DELIVERY, extras=EXTRAS)]),
     Delivered([DELIVERY, msgspec.structs.replace(DELIVERY, state=None, run_at=None, payload=b"")]),
     *(Refused(reason, LONG, "field", 2**31) for reason in Reason),
     Refused(Reason.BUSY, ""),
@@ -116,6 +165,15 @@ OUTCOMES: list[Outcome] = [
         died=13,
         dead_dropped=14,
     ),
+    Listed([msgspec.structs.replace(LETTER, extras=EXTRAS)]),
+    control.Jobs([]),
+    control.Jobs([VIEW, msgspec.structs.replace(VIEW, extras=None, deadline_us=None)], LONG),
+    control.Queues([]),
+    control.Queues([control.QueueView(LONG, 1, 2, 3, 4, 5, 6, 2**62, 2**62, True, EVERY_BYTE), QUEUE_VIEW], LONG),
+    control.Counted(2**53),
+    control.Counted(0, more=True, after=2**62),
+    control.Schedules([]),
+    control.Schedules([control.ScheduleView(LONG, LONG, EVERY_BYTE, TIME_US_MAX, TIME_US_MAX, 2**53, 2**53)], LONG),
     Measures([], []),
     Measures([("name", ["label", ""], 1), ("histogram", [], [1, 0.5])], [QueueMeasure(LONG, 1, 2, 3, 4, 2**62)]),
 ]
@@ -133,6 +191,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Cancel, integers),
     st.builds(Inspect),
     st.builds(ListDead, names, integers, integers),
+    st.sampled_from(COMMANDS),
 )
 
 

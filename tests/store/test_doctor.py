@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from proteus_shards import cli
-from proteus_shards.core.model import Batch
+from proteus_shards.core.model import Batch, RecordKey
 from proteus_shards.errors import StoreError, StoreRefused
 from proteus_shards.store import doctor, registry, sqlite_kind
 from proteus_shards.store.contract import Durability
@@ -257,6 +257,25 @@ async def test_what_a_trial_meets_is_a_finding(
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("lost", [{}, {RecordKey(0, 1, "trial"): b"other"}])
+@in_asyncio
+async def test_a_store_that_loses_records_is_at_fault(
+    trouble: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, lost: dict[RecordKey, bytes]
+) -> None:
+    """Or has changed what they say."""
+    url, _ = trouble
+
+    async def read_records(_self: Trouble, _keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        return lost
+
+    monkeypatch.setattr(Trouble, "read_records", read_records)
+    report = await doctor.diagnose(url, Durability.MEMORY)
+
+    assert [finding.what.split(":")[0] for finding in report.findings if finding.level == "fault"] == [
+        "a record was written and could not be read back as it was"
+    ]
+
+
 @pytest.mark.parametrize(("shards", "level"), [(None, "note"), (2, "fault")])
 @in_asyncio
 async def test_a_trial_that_needs_a_prepared_store_is_put_off(
@@ -347,5 +366,5 @@ async def test_a_trial_keeps_within_the_limits_of_its_store_and_of_its_own(
 
     assert [rate.batch_rows for rate in report.rates] == [1, 7]
     assert max(sizes) == 7
-    assert sum(sizes) == 4 * 21
+    assert sum(sizes) == 4 * 21 + 2
     assert left == set()
