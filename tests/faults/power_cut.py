@@ -34,7 +34,7 @@ from pathlib import Path
 
 import msgspec
 
-from proteus_shards.core.model import Row, Status
+from proteus_shards.core.model import Batch, Record, Row, Status
 from proteus_shards.core.placement import slots_of
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import StoreError
@@ -46,11 +46,11 @@ from proteus_shards.store.sqlite_prepare import prepare
 from proteus_shards.store.urls import SqliteUrl
 from tests.faults.power_cut_disk import Disk, Image, read_image, write_image
 from tests.faults.power_cut_trace import Moment, record, why_not
-from tests.faults.power_cut_truth import LOSSES, Fault, Truth, losses
+from tests.faults.power_cut_truth import LOSSES, Fault, Kept, Truth, losses
 from tests.faults.power_cut_work import Orders, TellingStore, Told
 from tests.shard.scripted import limits
 from tests.store.exercise import jobs_by_queue
-from tests.store.rows import inserting, make_row, opened
+from tests.store.rows import as_dict, make_record, make_row, opened
 
 FOLDER = "new/data"  # of the store, below that of the disk: so the names above it may get lost too
 OPERATIONS = 1500  # of one round
@@ -97,22 +97,24 @@ Judge = Callable[[Path], list[Fault]]
 # --- recovery ----------------------------------------------------------------------------------------------------
 
 
-def recover(folder: Path, shards: int, synchronous: str = "full") -> list[Row]:
-    """Do what a start of the server does, and return all rows. Raises `StoreError` where someone would have to see to it."""
+def recover(folder: Path, shards: int, synchronous: str = "full") -> Kept:
+    """Do what a start of the server does, and return all that is there. Raises `StoreError` where someone would have to see to it."""
     prepare(SqliteUrl(folder), shards)
-    rows: list[Row] = []
+    kept = Kept()
     for shard in range(shards):
-        rows += asyncio.run(_recover_shard(SqliteUrl(folder, synchronous), shard, shards))
+        found = asyncio.run(_recover_shard(SqliteUrl(folder, synchronous), shard, shards))
+        kept.rows += found.rows
+        kept.records |= found.records
     for path in folder.glob("generation-*/*.sqlite3"):
         with sqlite3.connect(path) as db:
             said = db.execute("PRAGMA integrity_check").fetchall()
         db.close()
         if said != [("ok",)]:
             raise StoreError(f"{path.name}: integrity_check says {said}")
-    return rows
+    return kept
 
 
-async def _recover_shard(url: SqliteUrl, shard: int, shards: int) -> list[Row]:
+async def _recover_shard(url: SqliteUrl, shard: int, shards: int) -> Kept:
     store = TellingStore(url, shard, shards)
     try:
         pump = Pump(Shard(limits(dead_letters_max=10**6), run_ids()), store, read_clocks)
@@ -120,7 +122,7 @@ async def _recover_shard(url: SqliteUrl, shard: int, shards: int) -> list[Row]:
         rows = [row for row in store.loaded if isinstance(row, Row)]
         if pump.damaged or pump.recovered != len(rows):
             raise StoreError(f"{pump.damaged} rows are damaged")
-        return rows
+        return Kept(rows, as_dict(*[record for record in store.loaded_records if isinstance(record, Record)]))
     finally:
         await store.close()
 
@@ -218,18 +220,18 @@ class Campaign(msgspec.Struct):
         """Cut a shard at work, in rounds that each start from a disk of the one before."""
         report = Report()
         image: Image = {}
-        rows: list[Row] = []
+        kept = Kept()
         while report.cuts < cuts:
             chance = random.Random(f"{self.seed} {report.cuts}")
-            found, image, rows = self._round(min(ROUND_CUTS, cuts - report.cuts), chance, image, rows)
+            found, image, kept = self._round(min(ROUND_CUTS, cuts - report.cuts), chance, image, kept)
             report.add(found)
             self.say(f"{report.cuts} cuts, {report.disks} disks, {len(report.faults)} faults, {report.cuts_with_loss} cuts with a loss")
         return report
 
-    def _round(self, count: int, chance: random.Random, start: Image, rows: list[Row]) -> tuple[Report, Image, list[Row]]:
+    def _round(self, count: int, chance: random.Random, start: Image, kept: Kept) -> tuple[Report, Image, Kept]:
         is_shard = self.program == SHARD
         shards = 1 if is_shard else 2
-        truth = Truth(rows, knows_commits=is_shard)
+        truth = Truth(kept, knows_commits=is_shard)
         orders = Orders(
             folder="", told="", shards=shards, seed=chance.getrandbits(32), operations=self.operations, synchronous=self.synchronous,
             log_pages=self.log_pages, free_pages=self.free_pages, first=truth.first, sabotage=self.sabotage,
@@ -237,16 +239,16 @@ class Campaign(msgspec.Struct):
         recording = record_run(orders, self.base, start, self.program)
         report = Report(moments=len(recording.moments))
         points = cut_points(recording.moments, count, chance)
-        next_start, next_rows = start, rows
+        next_start, next_kept = start, kept
         for index, disk in walk(recording, points, truth.take):
             report.cuts += 1
             lost: Counter[str] = Counter()
             for name, image in (("synced", disk.synced()), ("mixed", disk.mixed(chance))):
-                found: list[Row] = []
+                found: list[Kept] = []
 
-                def judge(folder: Path, found: list[Row] = found) -> list[Fault]:
-                    found += recover(folder, shards, self.synchronous)
-                    return truth.judge(found)
+                def judge(folder: Path, found: list[Kept] = found) -> list[Fault]:
+                    found.append(recover(folder, shards, self.synchronous))
+                    return truth.judge(found[0])
 
                 faults = try_disk(image, judge)
                 report.disks += 1
@@ -255,12 +257,12 @@ class Campaign(msgspec.Struct):
                 worse = [fault for fault in faults if fault.kind not in loss]
                 report.faults += [Found(index, name, fault, self._kept(image, index, name)) for fault in worse]
                 if is_shard and name == "synced" and not worse:
-                    report.commits_lost.append(truth.lost_commits(found))
+                    report.commits_lost.append(truth.lost_commits(found[0]))
                 if not faults and name == "mixed" and chance.random() < 0.1:
-                    next_start, next_rows = image, found
+                    next_start, next_kept = image, found[0]
             report.cuts_with_loss += bool(lost)
             report.most_lost |= lost
-        return report, next_start, next_rows
+        return report, next_start, next_kept
 
     def _kept(self, image: Image, index: int, name: str) -> str:
         if self.keep is None:
@@ -275,16 +277,20 @@ class Campaign(msgspec.Struct):
 
     def create(self, cuts: int) -> Report:
         """Cut the making of a new store. The next start finds nothing or all, and once the first has told that it is done, all."""
-        return self._prepare(cuts, {}, [], 2, (2,), random.Random(f"{self.seed} create"))
+        return self._prepare(cuts, {}, Kept(), 2, (2,), random.Random(f"{self.seed} create"))
 
     def move(self, cuts: int) -> Report:
-        """Cut a move from 2 to 3 shards. The next start is for either number, and finds every job."""
+        """Cut a move from 2 to 3 shards. The next start is for either number, and finds every job and record."""
         chance = random.Random(f"{self.seed} move")
         rows = [self._row(seq, chance) for seq in range(120)]
-        return self._prepare(cuts, filled(self.base, rows), rows, 3, (2, 3), chance)
+        records = [
+            make_record(f"queue {number}", b'{"of another version":"%s"}' % (b"r" * chance.choice((0, 20, 9000)))) for number in range(30)
+        ]
+        kept = Kept(rows, as_dict(*records))
+        return self._prepare(cuts, filled(self.base, kept), kept, 3, (2, 3), chance)
 
-    def _prepare(self, cuts: int, start: Image, rows: list[Row], shards: int, later: Sequence[int], chance: random.Random) -> Report:
-        truth = Truth([])
+    def _prepare(self, cuts: int, start: Image, kept: Kept, shards: int, later: Sequence[int], chance: random.Random) -> Report:
+        truth = Truth(Kept())
         recording = record_run(Orders("", "", shards=shards, sabotage=self.sabotage), self.base, start)
         report = Report(moments=len(recording.moments))
         for index, disk in walk(recording, cut_points(recording.moments, cuts, chance), truth.take):
@@ -295,7 +301,7 @@ class Campaign(msgspec.Struct):
                 def judge(folder: Path, count: int = count) -> list[Fault]:
                     if truth.prepared:
                         manifest_for(folder, shards)
-                    return judge_moved(recover(folder, count), rows)
+                    return judge_moved(recover(folder, count), kept)
 
                 faults = try_disk(image, judge)
                 report.disks += 1
@@ -311,8 +317,8 @@ class Campaign(msgspec.Struct):
         )
 
 
-def filled(base: Path, rows: list[Row]) -> Image:
-    """Return a disk with these rows in 2 shards, whose process was killed: part of them lies in the logs."""
+def filled(base: Path, kept: Kept) -> Image:
+    """Return a disk with these rows and records in 2 shards, whose process was killed: part of them lies in the logs."""
     with tempfile.TemporaryDirectory(dir=base) as name:
         url = SqliteUrl(Path(name, FOLDER))
         prepare(url, 2)
@@ -320,19 +326,21 @@ def filled(base: Path, rows: list[Row]) -> Image:
         async def fill() -> Image:
             async with opened(SqliteStore(url, 0, 2)) as first, opened(SqliteStore(url, 1, 2)) as second:
                 for shard, store in enumerate((first, second)):
-                    await store.commit(inserting(*[row for row in rows if row.slot in slots_of(shard, 2)]))
+                    own = slots_of(shard, 2)
+                    records = [Record(key.slot, key.kind, key.name, value) for key, value in kept.records.items() if key.slot in own]
+                    await store.commit(Batch([], [row for row in kept.rows if row.slot in own], [], records))
                 return read_image(Path(name))  # this lets go of their locks, which nobody else wants
 
         return asyncio.run(fill())
 
 
-def judge_moved(found: list[Row], rows: list[Row]) -> list[Fault]:
-    """Compare the jobs of each queue, their order included."""
-    if jobs_by_queue(found) == jobs_by_queue(rows):
-        return []
-    names = {(row.queue, row.id) for row in found}
-    lost = [f"{row.queue}/{row.id}" for row in rows if (row.queue, row.id) not in names]
-    return [Fault("lost", " ".join(lost)) if lost else Fault("changed", f"{len(found)} rows")]
+def judge_moved(found: Kept, kept: Kept) -> list[Fault]:
+    """Compare the jobs of each queue, their order included, and the records."""
+    if jobs_by_queue(found.rows) == jobs_by_queue(kept.rows):
+        return [] if found.records == kept.records else [Fault("settings", f"{len(found.records)} records")]
+    names = {(row.queue, row.id) for row in found.rows}
+    lost = [f"{row.queue}/{row.id}" for row in kept.rows if (row.queue, row.id) not in names]
+    return [Fault("lost", " ".join(lost)) if lost else Fault("changed", f"{len(found.rows)} rows")]
 
 
 # --- the command -------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from urllib.parse import quote
 import msgspec
 
 from proteus_shards.core.commands import Command, Complete, Delivered, Delivery, Done, Enqueue, Heartbeat, Next, Outcome, Reason, Refused
+from proteus_shards.core.commands_control import SetQueue
 from tests.conftest import REQUEST_SECONDS_MAX, Server
-from tests.faults.power_cut_work import LIVE_MAX, PAYLOAD_BYTES, Answered, Orders, Prepared, Sent, Tell, teller
+from tests.faults.power_cut_work import LIVE_MAX, PAYLOAD_BYTES, Answered, Orders, Prepared, Sent, Tell, settings_patch, teller
 
 CLIENTS = 6
 TIMEOUT_SECONDS = 3600
@@ -53,6 +54,8 @@ class Client:
             name = str(next(self._ids))
             payload = b'"%s %s"' % (name.encode(), b"x" * self._chance.choice(PAYLOAD_BYTES))
             return Enqueue(self._queue, name, TIMEOUT_SECONDS, True, -1, payload)
+        if draw < 0.54:
+            return SetQueue(self._queue, settings_patch(self._chance))
         if draw < 0.65:
             return Next(self._queue, self._chance.choice((1, 1, 3)))
         name = self._chance.choice(self._live)
@@ -77,6 +80,8 @@ class Client:
             status, said = self._send("GET", f"/next?queue={self._queue}&num_jobs={command.count}")
         elif isinstance(command, Heartbeat):
             status, said = self._send("PATCH", f"/heartbeat?queue={self._queue}&job_id={quote(command.id)}", command.state)
+        elif isinstance(command, SetQueue):
+            status, said = self._send("PATCH", f"/queue?queue={self._queue}", command.patch)
         else:
             assert isinstance(command, Complete)
             status, said = self._send("DELETE", f"/complete?queue={self._queue}&job_id={quote(command.id)}")

@@ -1,8 +1,8 @@
 """What must be in a store after a loss of power, from what clients were told until then.
 
 Two judgements, which know nothing of each other. The **clients'**: a job whose enqueue was answered is there with its own payload, its counted
-attempts and its newest state, one whose completion was answered is not, none is there that nobody sent, and each queue is in the order of
-sending. The **commits'**: the rows are, to the byte, those after the first so many batches, since a commit is all or nothing
+attempts and its newest state, one whose completion was answered is not, none is there that nobody sent, each queue is in the order of
+sending, and has the settings that were answered last. The **commits'**: rows and records are, to the byte, those after the first so many batches, since a commit is all or nothing
 and none may overtake another.
 
 What a loss of the last commits explains (`LOSSES`) is told apart from what nothing does.
@@ -11,16 +11,22 @@ What a loss of the last commits explains (`LOSSES`) is told apart from what noth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
 from proteus_shards.core.commands import Command, Complete, Delivered, Done, Enqueue, Heartbeat, Outcome, Undeliver
-from proteus_shards.core.model import Row, RowKey
-from tests.faults.power_cut_work import Answered, Committing, Prepared, Sent, Told
-from tests.store.rows import key_of, marked
+from proteus_shards.core.commands_control import SetQueue
+from proteus_shards.core.model import Kind, RecordKey, Row, RowKey
+from proteus_shards.core.placement import slot_of
+from tests.faults.power_cut_work import NO_SETTINGS, Answered, Committing, Prepared, Sent, Told
+from tests.store.rows import key_of, marked, recorded
 
-LOSSES = ("lost", "back", "attempt", "state")
+LOSSES = ("lost", "back", "attempt", "state", "settings")
+
+
+_Value = TypeVar("_Value")
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -28,6 +34,13 @@ class Fault(msgspec.Struct, frozen=True):
 
     kind: str
     detail: str
+
+
+class Kept(msgspec.Struct):
+    """What a store has."""
+
+    rows: list[Row] = msgspec.field(default_factory=list)  # in the order of their loading
+    records: dict[RecordKey, bytes] = msgspec.field(default_factory=dict)
 
 
 class Fate(msgspec.Struct):
@@ -44,22 +57,27 @@ class Fate(msgspec.Struct):
 
 
 class Truth:
-    """Takes what is told, in order, and judges rows by it at any moment.
+    """Takes what is told, in order, and judges what was recovered by it at any moment.
 
-    `start`: the rows that are there for good. `knows_commits`: whether batches are told.
+    `start`: what is there for good. `knows_commits`: whether batches are told.
     """
 
-    def __init__(self, start: Sequence[Row], *, knows_commits: bool = True) -> None:
+    def __init__(self, start: Kept, *, knows_commits: bool = True) -> None:
         self._knows_commits = knows_commits
         self.prepared = False
-        self.first = 1 + max((int(row.id) for row in start), default=-1)
+        self.first = 1 + max((int(row.id) for row in start.rows), default=-1)
         self._fates = {
-            (row.queue, row.id): Fate(int(row.id), row.payload, accepted=True, attempt=row.attempt, states=[row.state]) for row in start
+            (row.queue, row.id): Fate(int(row.id), row.payload, accepted=True, attempt=row.attempt, states=[row.state])
+            for row in start.rows
         }
+        self._settings = {
+            key.name: [value] for key, value in start.records.items()
+        }  # of queues: the newest that were answered, and those since
         self._asked: dict[int, Command] = {}
-        self._rows = {key_of(row): row for row in start}
+        self._rows = {key_of(row): row for row in start.rows}
+        self._records = dict(start.records)
         self._commits = 0
-        self._states = {_digest(start): 0}  # of the rows after each commit: which it was
+        self._states = {_digest(start.rows, start.records): 0}  # of rows and records after each commit: which it was
 
     def take(self, told: Told) -> None:
         """Take the next message."""
@@ -72,29 +90,40 @@ class Truth:
                 self._answered(self._asked.pop(number), outcome)
         elif isinstance(told, Committing):
             _commit(self._rows, told)
+            recorded(self._records, told.batch.records)
             self._commits += 1
-            self._states[_digest(self._rows.values())] = self._commits
+            self._states[_digest(self._rows.values(), self._records)] = self._commits
         else:
             assert isinstance(told, Prepared)
             self.prepared = True
 
-    def judge(self, rows: Sequence[Row]) -> list[Fault]:
-        """Return what is wrong with the rows that were recovered, in the order of their loading."""
+    def judge(self, kept: Kept) -> list[Fault]:
+        """Return what is wrong with what was recovered."""
+        rows = kept.rows
         found = {(row.queue, row.id): row for row in rows}
         faults = [Fault("invented", f"{row.queue}/{row.id}") for names, row in found.items() if names not in self._fates]
         for (queue, name), fate in self._fates.items():
             faults += [Fault(kind, f"{queue}/{name}") for kind in _wrongs(fate, found.get((queue, name)))]
+        faults += [Fault("invented", f"record {key.kind} {key.name}") for key in kept.records if key not in self._known_records()]
+        for queue, settings in self._settings.items():
+            if kept.records.get(_settings_of(queue), NO_SETTINGS) not in settings:
+                faults.append(Fault("settings", queue))
         for queue in {row.queue for row in rows}:
             numbers = [int(row.id) for row in rows if row.queue == queue]
             if numbers != sorted(numbers):
                 faults.append(Fault("order", f"{queue}: {numbers}"))
-        if len(found) != len(rows) or (self._knows_commits and _digest(rows) not in self._states):
-            faults.append(Fault("torn", f"{len(rows)} rows are not those after any of {self._commits} commits"))
+        if len(found) != len(rows) or (self._knows_commits and _digest(rows, kept.records) not in self._states):
+            faults.append(
+                Fault("torn", f"{len(rows)} rows and {len(kept.records)} records are not those after any of {self._commits} commits")
+            )
         return faults
 
-    def lost_commits(self, rows: Sequence[Row]) -> int:
-        """Return how many of the commits that began are not in these rows."""
-        return self._commits - self._states[_digest(rows)]
+    def lost_commits(self, kept: Kept) -> int:
+        """Return how many of the commits that began are not in what was recovered."""
+        return self._commits - self._states[_digest(kept.rows, kept.records)]
+
+    def _known_records(self) -> set[RecordKey]:
+        return {_settings_of(queue) for queue in self._settings}
 
     def _sent(self, command: Command) -> None:
         if isinstance(command, Enqueue):
@@ -105,6 +134,8 @@ class Truth:
             self._fates[command.queue, command.id].given_back = True
         elif isinstance(command, Heartbeat) and command.state is not None:
             self._fates[command.queue, command.id].states.append(command.state or None)
+        elif isinstance(command, SetQueue):
+            self._settings.setdefault(command.queue, [NO_SETTINGS]).append(command.patch)
 
     def _answered(self, command: Command, outcome: Outcome) -> None:
         if isinstance(outcome, Delivered):
@@ -116,17 +147,27 @@ class Truth:
         elif isinstance(command, Complete) and isinstance(outcome, Done):
             self._fates[command.queue, command.id].ended = True
         elif isinstance(command, Heartbeat) and command.state is not None:
-            states = self._fates[command.queue, command.id].states
-            index = states.index(command.state or None, 1)
-            if isinstance(outcome, Done):
-                del states[:index]
-            else:
-                del states[index]
+            _settle(self._fates[command.queue, command.id].states, command.state or None, outcome)
+        elif isinstance(command, SetQueue):
+            _settle(self._settings[command.queue], command.patch, outcome)
 
 
 def losses(faults: Iterable[Fault]) -> Counter[str]:
     """Count what a loss of the last commits explains."""
     return Counter(fault.kind for fault in faults if fault.kind in LOSSES)
+
+
+def _settle(values: list[_Value], value: _Value, outcome: Outcome) -> None:
+    """Take note of what became of a change: with `Done` nothing before it is there any more."""
+    index = values.index(value, 1)
+    if isinstance(outcome, Done):
+        del values[:index]
+    else:
+        del values[index]
+
+
+def _settings_of(queue: str) -> RecordKey:
+    return RecordKey(slot_of(queue), int(Kind.QUEUE), queue)
 
 
 def _wrongs(fate: Fate, row: Row | None) -> list[str]:
@@ -154,5 +195,5 @@ def _commit(rows: dict[RowKey, Row], told: Committing) -> None:
         rows[key_of(row)] = row
 
 
-def _digest(rows: Iterable[Row]) -> int:
-    return hash(frozenset(rows))
+def _digest(rows: Iterable[Row], records: dict[RecordKey, bytes]) -> int:
+    return hash((frozenset(rows), frozenset(records.items())))

@@ -23,7 +23,8 @@ from unittest import mock
 import msgspec
 
 from proteus_shards.core.commands import Command, Complete, Delivered, Done, Enqueue, Heartbeat, Next, Outcome, Refused, Undeliver
-from proteus_shards.core.model import Batch, Row
+from proteus_shards.core.commands_control import SetQueue
+from proteus_shards.core.model import Batch, Record, Row
 from proteus_shards.core.shard import Shard
 from proteus_shards.shard.pump import Pump
 from proteus_shards.store import sqlite, sqlite_folder, sqlite_prepare
@@ -37,6 +38,8 @@ PAYLOAD_BYTES = (10, 10, 100, 300, 1500, 2500, 9000)
 FRAME = (1, 1, 1, 2, 5, 20)  # operations sent at once
 AHEAD = (0, 0, 2, 20)  # operations that may be without their answer when the next are sent
 STEP_SECONDS_MAX = 0.3
+
+NO_SETTINGS = b'{"jobs_max":null}'  # as a change: back to the defaults
 
 Names: TypeAlias = tuple[str, str]
 
@@ -83,12 +86,18 @@ Tell: TypeAlias = Callable[[Told], None]
 
 
 class TellingStore(sqlite.SqliteStore):
-    """The real store, which tells each batch first, and remembers all rows that it loaded."""
+    """The real store, which tells each batch first, and remembers all that it loaded."""
 
     def __init__(self, url: SqliteUrl, shard: int, shards: int, tell: Tell | None = None) -> None:
         super().__init__(url, shard, shards)
         self._tell_batch = tell
         self.loaded: list[Row | Damaged] = []
+        self.loaded_records: list[Record | Damaged] = []
+
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        async for chunk in super().load_records():
+            self.loaded_records += chunk
+            yield chunk
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         async for chunk in super().load():
@@ -152,6 +161,8 @@ class Client(RecordingLink):
             number, self._next = self._next, self._next + 1
             payload = b'"%d %s"' % (number, b"x" * chance.choice(PAYLOAD_BYTES))
             return Enqueue(queue, str(number), chance.choice((1, 5, 60)), True, chance.choice((0, 1, -1, -1)), payload)
+        if draw < 0.58:
+            return SetQueue(queue, settings_patch(chance))
         if draw < 0.65:
             return Next(queue, chance.choice((1, 1, 4)))
         (queue, name), run_id = chance.choice(list(self._live.items()))
@@ -161,6 +172,11 @@ class Client(RecordingLink):
         if draw < 0.81 and run_id is not None:
             return Undeliver(queue, name, run_id)
         return Complete(queue, name, run_id)
+
+
+def settings_patch(chance: random.Random) -> bytes:
+    """Return a change of a queue's settings that changes nothing of what becomes of its jobs. All but `NO_SETTINGS` is also what is kept of them then."""
+    return NO_SETTINGS if chance.random() < 0.2 else b'{"jobs_max":%d}' % chance.randrange(10**6, 10**9)
 
 
 async def work(orders: Orders, tell: Tell) -> None:

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from proteus_shards.core.commands import Complete, Done, Enqueue, Heartbeat
-from proteus_shards.core.model import Batch, Row
+from proteus_shards.core.commands_control import SetQueue
+from proteus_shards.core.model import Batch, Record, Row
 from tests.faults.power_cut import SERVER, Campaign, judge_moved
 from tests.faults.power_cut_disk import Disk, Image
 from tests.faults.power_cut_trace import Call, Moment, Reader, need_strace
-from tests.faults.power_cut_truth import Truth
+from tests.faults.power_cut_truth import Kept, Truth
 from tests.faults.power_cut_work import Answered, Committing, Sent
-from tests.store.rows import make_row
+from tests.store.rows import as_dict, make_record, make_row, recording
 
 SEED = 20261123
 
@@ -210,7 +212,7 @@ def test_a_call_that_is_not_modelled_is_refused(tmp_path: Path) -> None:
 
 def truth_of(*rows: Row) -> Truth:
     """Return what is known when these rows were enqueued and acknowledged."""
-    truth = Truth([])
+    truth = Truth(Kept())
     for number, row in enumerate(rows):
         truth.take(Sent([(number, Enqueue(row.queue, row.id, row.timeout, True, row.max_retries, row.payload))]))
     truth.take(Committing(Batch([], list(rows), [])))
@@ -224,8 +226,8 @@ def test_each_thing_that_is_wrong_has_its_word() -> None:
     swapped = [make_row(1, id="2", payload=second.payload), make_row(2, id="1", payload=first.payload)]
     other = make_row(2, id="2", payload=b"0")
 
-    def kinds(truth: Truth, *rows: Row) -> set[str]:
-        return {fault.kind for fault in truth.judge(rows)}
+    def kinds(truth: Truth, *rows: Row, records: Sequence[Record] = ()) -> set[str]:
+        return {fault.kind for fault in truth.judge(Kept(list(rows), as_dict(*records)))}
 
     truth = truth_of(first, second)
     assert kinds(truth, first, second) == set()
@@ -242,4 +244,26 @@ def test_each_thing_that_is_wrong_has_its_word() -> None:
     assert kinds(truth, first, second) == {"state"}
     truth.take(Answered([(10, Done())]))
     assert kinds(truth, first, second) == {"state", "back"}
-    assert [fault.kind for fault in judge_moved([first], [first, second])] == ["lost"]
+    assert [fault.kind for fault in judge_moved(Kept([first]), Kept([first, second]))] == ["lost"]
+    assert [fault.kind for fault in judge_moved(Kept([first]), Kept([first], as_dict(make_record("q"))))] == ["settings"]
+
+
+def test_settings_that_are_wrong_have_their_word() -> None:
+    """Those that were answered last, or were sent since, and no others; with their commit or not at all."""
+    truth = Truth(Kept())
+    patches = [b'{"jobs_max":%d}' % number for number in range(3)]
+    before, after, other = (make_record("q", patch) for patch in patches)
+
+    def kinds(*records: Record) -> set[str]:
+        return {fault.kind for fault in truth.judge(Kept([], as_dict(*records)))}
+
+    assert kinds(before) == {"invented", "torn"}
+    truth.take(Sent([(1, SetQueue("q", patches[0]))]))
+    truth.take(Committing(recording(before)))
+    assert (kinds(), kinds(before), kinds(other)) == (set(), set(), {"settings", "torn"})
+    truth.take(Answered([(1, Done())]))
+    truth.take(Sent([(2, SetQueue("q", patches[1]))]))
+    assert (kinds(), kinds(before), kinds(after)) == ({"settings"}, set(), {"torn"})
+    truth.take(Committing(recording(after)))
+    truth.take(Answered([(2, Done())]))
+    assert (kinds(before), kinds(after), kinds(after, make_record("r"))) == ({"settings"}, set(), {"invented", "torn"})
