@@ -1,9 +1,9 @@
-"""One shard's rows in a table of DynamoDB.
+"""One shard's rows and records in a table of DynamoDB.
 
-What a row is there, and why its key is what it is, stands in `dynamodb_rows.py`; who may write in `dynamodb_owner.py`; what is sent again and how a call
+What a row is there, and why its key is what it is, stands in `dynamodb_rows.py`, what a record is in `dynamodb_records.py`; who may write in `dynamodb_owner.py`; what is sent again and how a call
 ends in `dynamodb_client.py`.
 
-**Commit** is one TransactWriteItems: a check that the epoch is ours, and up to 99 writes, each with a condition. One is under way per shard, so that two never
+**Commit** is one TransactWriteItems: a check that the epoch is ours, and up to 99 writes, those of rows with a condition each. One is under way per shard, so that two never
 conflict; more throughput comes from more shards. A condition that does not hold means:
 
 * the first, on the lease: another has taken over (`StoreFenced`). A new row of a stale owner would meet no condition of its own, so this one is needed;
@@ -11,7 +11,7 @@ conflict; more throughput comes from more shards. A condition that does not hold
 * that of a row, after an attempt that may have been done: that attempt may be what the condition met, where the token is no longer known. The caller reads
   the rows back (`StoreUnknown`).
 
-**Load.** 32 queries, one for each partition, up to 16 at a time, strongly consistent. What they give is sorted in memory by `(ready_at, seq)`, and handed
+**Load.** 32 queries for rows and 8 for records, one for each partition, up to 16 at a time, strongly consistent. What rows they give is sorted in memory by `(ready_at, seq)`, and handed
 over in chunks that are let go of at once: the payloads are in memory once, as a job will have them anyway.
 
 **Durability** is that of AWS, which keeps three copies in different data centers before it answers. An endpoint that is not of AWS may keep nothing at all:
@@ -21,17 +21,26 @@ what is behind it cannot be asked, so the class is "weak".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
-from proteus_shards.core.model import Batch, Row, RowKey
+from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import SLOTS, slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.dynamodb_client import Backoff, Client, Unmet, answered, run_all
 from proteus_shards.store.dynamodb_owner import Lease, lease_check, lease_key, lease_of, owner_name, take_lease, transaction
+from proteus_shards.store.dynamodb_records import (
+    RECORD_PARTITIONS,
+    place_of_records,
+    record_bytes,
+    record_writes_of,
+    records_of,
+    wanted_records_of,
+)
 from proteus_shards.store.dynamodb_rows import (
     BATCH_BYTES_MAX,
     BATCH_ROWS_MAX,
@@ -39,7 +48,6 @@ from proteus_shards.store.dynamodb_rows import (
     READ_KEYS_MAX,
     ROW_BYTES_MAX,
     Item,
-    key_of,
     partition,
     range_of,
     rows_of,
@@ -53,6 +61,7 @@ LOAD_BYTES = 8 * 1024 * 1024
 
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 _NOTHING = msgspec.Raw(b"[]")
+_Made = TypeVar("_Made")
 
 
 class _Page(msgspec.Struct):
@@ -92,9 +101,10 @@ class DynamodbStore:
         self._owner = owner_name()
         self._lease_name = lease_of(shard) if shards is not None else f"trial#{self._owner}"
         self._place = "rows" if shards is not None else f"trial#{self._owner}"
+        self._records_place = place_of_records(self._place)
         self._lease: Lease | None = None
         self._closed = False
-        self._left: dict[tuple[int, int], None] = {}  # of a trial: what is to be removed
+        self._left: dict[tuple[str, str], None] = {}  # of a trial: the keys of what is to be removed
 
     async def open(self) -> int:
         """Connect and take the next epoch."""
@@ -103,15 +113,16 @@ class DynamodbStore:
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:
         """Yield all rows in order."""
         found: list[Row | Damaged] = []
-        await run_all(self._query(number, found) for number in range(PARTITIONS))
+        await run_all(self._query(self._place, number, rows_of, found) for number in range(PARTITIONS))
         found.sort(key=_last_first)
-        while found:
-            chunk: list[Row | Damaged] = []
-            size = 0
-            while found and len(chunk) < LOAD_ROWS and size < LOAD_BYTES:
-                row = found.pop()
-                chunk.append(row)
-                size += len(row.payload) + len(row.state or b"") if isinstance(row, Row) else 0
+        for chunk in _chunks(found, _row_bytes):
+            yield chunk
+
+    async def load_records(self) -> AsyncIterator[Sequence[Record | Damaged]]:
+        """Yield all records."""
+        found: list[Record | Damaged] = []
+        await run_all(self._query(self._records_place, number, records_of, found) for number in range(RECORD_PARTITIONS))
+        for chunk in _chunks(found, record_bytes):
             yield chunk
 
     async def commit(self, batch: Batch) -> None:
@@ -120,13 +131,15 @@ class DynamodbStore:
         assert len(batch) <= BATCH_ROWS_MAX, "a batch larger than the store's limit"
         check = lease_check(self._url.table, self._lease_name, lease)
         writes = writes_of(batch, self._url.table, self._place)
+        if batch.records:
+            writes += record_writes_of(batch.records, self._url.table, self._records_place)
         if self._shards is None:
-            self._left |= {(row.slot, row.seq): None for row in batch.inserts}
+            self._left |= {(put["Item"]["pk"]["S"], put["Item"]["sk"]["S"]): None for put in _parts(writes, "Put")}
         outcome = await self._client.call("transact_write_items", transaction([check, *writes]), doubt=StoreUnknown)
         if not isinstance(outcome, Unmet):
             if self._shards is None:
-                for key in batch.deletes:
-                    self._left.pop((key.slot, key.seq), None)
+                for delete in _parts(writes, "Delete"):
+                    self._left.pop((delete["Key"]["pk"]["S"], delete["Key"]["sk"]["S"]), None)
             return
         if outcome.at(0):
             raise StoreFenced(f"epoch {lease.epoch} of {self._lease_name} is over: another has taken over")
@@ -145,10 +158,7 @@ class DynamodbStore:
         """Return the rows that exist among `keys`."""
         self._held()
         found: list[Row | Damaged] = []
-        wanted = wanted_of(keys, self._place)
-        names = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in wanted]
-        parts = (names[start : start + READ_KEYS_MAX] for start in range(0, len(names), READ_KEYS_MAX))
-        await run_all(self._get(part, found) for part in parts)
+        await self._get_all(wanted_of(keys, self._place), self._place, rows_of, found)
         by_place = {(key.slot, key.seq): key for key in keys}
         rows: dict[RowKey, Row] = {}
         for row in found:
@@ -158,6 +168,19 @@ class DynamodbStore:
             if (row.queue, row.id) == (key.queue, key.id):
                 rows[key] = row
         return rows
+
+    async def read_records(self, keys: Sequence[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return the values of the records that exist among `keys`."""
+        self._held()
+        found: list[Record | Damaged] = []
+        await self._get_all(wanted_records_of(keys, self._records_place), self._records_place, records_of, found)
+        values: dict[RecordKey, bytes] = {}
+        for record in found:
+            if isinstance(record, Damaged):
+                raise StoreFailed(f"{record.where}: {record.fault}")
+            assert record.value is not None
+            values[RecordKey(record.slot, record.kind, record.name)] = record.value
+        return values
 
     async def close(self) -> None:
         """Let go of the connections; a trial removes what it wrote."""
@@ -188,7 +211,7 @@ class DynamodbStore:
         )
         return self._lease.epoch
 
-    async def _query(self, number: int, found: list[Row | Damaged]) -> None:
+    async def _query(self, place: str, number: int, made_of: Callable[[msgspec.Raw, str, str], list[_Made]], found: list[_Made]) -> None:
         """Read what one partition has of this shard."""
         self._held()
         low, high = range_of(self._slots)
@@ -196,23 +219,37 @@ class DynamodbStore:
             "TableName": self._url.table,
             "ConsistentRead": True,
             "KeyConditionExpression": "pk = :pk AND sk BETWEEN :low AND :high",
-            "ExpressionAttributeValues": {":pk": {"S": partition(self._place, number)}, ":low": {"S": low}, ":high": {"S": high}},
+            "ExpressionAttributeValues": {":pk": {"S": partition(place, number)}, ":low": {"S": low}, ":high": {"S": high}},
         }
         while True:
             page = _read_page(answered(await self._client.call("query", request)))
-            found += rows_of(page.items, self._url.table, self._place)
+            found += made_of(page.items, self._url.table, place)
             if page.next_key is None:
                 return
             request["ExclusiveStartKey"] = page.next_key
 
-    async def _get(self, names: list[Item], found: list[Row | Damaged]) -> None:
+    async def _get_all(
+        self,
+        wanted: Iterable[tuple[str, str]],
+        place: str,
+        made_of: Callable[[msgspec.Raw, str, str], list[_Made]],
+        found: list[_Made],
+    ) -> None:
+        """Read items by their keys."""
+        names = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in wanted]
+        parts = (names[start : start + READ_KEYS_MAX] for start in range(0, len(names), READ_KEYS_MAX))
+        await run_all(self._get(part, place, made_of, found) for part in parts)
+
+    async def _get(
+        self, names: list[Item], place: str, made_of: Callable[[msgspec.Raw, str, str], list[_Made]], found: list[_Made]
+    ) -> None:
         """Read up to 100 items. What the service leaves out, for its size or for lack of throughput, is asked for again."""
         table = self._url.table
         backoff = Backoff(self._url.timeout_seconds)
         while names:
             request = {"RequestItems": {table: {"Keys": names, "ConsistentRead": True}}}
             answer = _read_found(answered(await self._client.call("batch_get_item", request)))
-            found += rows_of(answer.tables.get(table, _NOTHING), table, self._place)
+            found += made_of(answer.tables.get(table, _NOTHING), table, place)
             left = answer.unprocessed[table].keys if table in answer.unprocessed else []
             if len(left) < len(names):
                 backoff = Backoff(self._url.timeout_seconds)
@@ -225,9 +262,29 @@ class DynamodbStore:
 
     async def _clear(self) -> None:
         """Remove what a trial wrote."""
-        keys = [key_of(slot, seq, self._place) for slot, seq in self._left] + [lease_key(self._lease_name)]
+        keys = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in self._left] + [lease_key(self._lease_name)]
         for key in keys:
             await self._client.call("delete_item", {"TableName": self._url.table, "Key": key})
+
+
+def _parts(writes: list[Item], kind: str) -> Iterator[Item]:
+    return (write[kind] for write in writes if kind in write)
+
+
+def _chunks(found: list[_Made], size_of: Callable[[_Made], int]) -> Iterator[list[_Made]]:
+    """Yield a list in parts, from its end, and let go of what was yielded."""
+    while found:
+        chunk: list[_Made] = []
+        size = 0
+        while found and len(chunk) < LOAD_ROWS and size < LOAD_BYTES:
+            item = found.pop()
+            chunk.append(item)
+            size += size_of(item)
+        yield chunk
+
+
+def _row_bytes(row: Row | Damaged) -> int:
+    return len(row.payload) + len(row.state or b"") + len(row.extras or b"") if isinstance(row, Row) else 0
 
 
 def _last_first(row: Row | Damaged) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import msgspec
 
 from proteus_shards.errors import StoreError
 from proteus_shards.store.dynamodb_client import Client, answered
-from proteus_shards.store.dynamodb_owner import Layout, read_layout
+from proteus_shards.store.dynamodb_owner import LAYOUT_VERSION, Layout, read_layout
 from proteus_shards.store.dynamodb_prepare import Table, describe
 from proteus_shards.store.dynamodb_rows import BATCH_ROWS_MAX, partition
 from proteus_shards.store.dynamodb_url import DynamodbUrl
@@ -184,6 +184,9 @@ def layout_finding(layout: Layout | None, table: str) -> Finding:
         return Finding("note", f"table {table} is not prepared yet: the first start of the server does it")
     if not layout.settled:
         return Finding("note", f"table {table} was being made ready for {layout.shards} shards: the next start goes on with it")
+    if layout.version < LAYOUT_VERSION:
+        remedy = "the next start brings it to this version; the older one cannot use it after that"
+        return Finding("note", f"table {table} is ready for {layout.shards} shards of an older version", remedy)
     return Finding("good", f"table {table} is ready for {layout.shards} shards")
 
 

@@ -21,7 +21,7 @@ import msgspec
 from proteus_shards.errors import StoreError, StoreFenced, StoreRefused
 from proteus_shards.store.dynamodb_client import Client, Unmet, answered
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2  # which added extras and records; what version 1 wrote has none, and is otherwise the same
 TAKE_ATTEMPTS_MAX = 20
 
 _LAYOUT_KEY = {"pk": {"S": "layout"}, "sk": {"S": "layout"}}
@@ -73,13 +73,13 @@ def owner_name() -> str:
 
 
 async def read_layout(client: Client, foreseen: str = "") -> Layout | None:
-    """Return the layout of the table, or None where there is none. Raises `StoreError` where it is of another version."""
+    """Return the layout of the table, or None where there is none. It may be of an older version. Raises `StoreError` where it is of a newer one."""
     item = await _get(client, _LAYOUT_KEY, foreseen)
     if item is None:
         return None
     version = _number(item, "version")
-    if version != LAYOUT_VERSION:
-        raise StoreError(f"table {client.url.table} was written by another version (layout {version}, this one knows {LAYOUT_VERSION})")
+    if not 0 < version <= LAYOUT_VERSION:
+        raise StoreError(f"table {client.url.table} was written by a newer version (layout {version}, this one knows {LAYOUT_VERSION})")
     settled = item["settled"].BOOL if "settled" in item else False
     return Layout(version, _number(item, "shards"), settled, _number(item, "turn"), _number(item, "leases"))
 
@@ -143,7 +143,7 @@ async def take_lease(client: Client, name: str, owner: str, shards: int | None, 
             return taken
         if not outcome.at(0) and outcome.at(-1):
             raise StoreError(
-                f"table {client.url.table} is not ready for {shards} shards: another number was started meanwhile; start again"
+                f"table {client.url.table} is not ready for {shards} shards of this version: another number or version was started; start again"
             )
     raise StoreRefused("other processes take this lease again and again")
 

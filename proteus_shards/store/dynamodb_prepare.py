@@ -1,8 +1,9 @@
 """Before any shard starts: make the table, or see that it is one of ours, and settle for how many shards it is.
 
-Rows carry their slot in their key, so another number of shards moves nothing. What must happen is that the owners of the old layout end:
+Rows and records carry their slot in their key, so another number of shards moves nothing; nor does the step from an older version. What must happen is that the owners
+of the old layout end:
 
-1. the layout names the new number and is not settled: from now on no shard can take an epoch, of either layout;
+1. the layout names the new number and this version and is not settled: from now on no shard can take an epoch, of either layout;
 2. the epoch of every lease that ever was is raised above all of them (a slot may come to a shard whose own epoch was lower), each in a transaction that checks that the layout is still the one of step 1: the old
    owners can write no more;
 3. the layout is settled: shards may open.
@@ -148,9 +149,10 @@ async def _settle(client: Client, shards: int, step: Step) -> str | None:
     was: int | None = None
     for _ in range(ATTEMPTS_MAX):
         layout = await read_layout(client)
-        if layout is not None and layout.shards == shards and layout.settled:
+        as_wanted = layout is not None and (layout.version, layout.shards) == (LAYOUT_VERSION, shards)
+        if layout is not None and as_wanted and layout.settled:
             return f"from {was} to {shards} shards; no row had to move" if was not in {None, shards} else None
-        if layout is None or layout.shards != shards:
+        if layout is None or not as_wanted:
             was = layout.shards if layout is not None and was is None else was
             leases = max(shards, layout.leases if layout is not None else 0)
             begun = Layout(LAYOUT_VERSION, shards, settled=False, turn=layout.turn + 1 if layout is not None else 1, leases=leases)

@@ -9,7 +9,7 @@
   partition key, 1,000 write units a second, which is less than 200 persisted jobs (each is written three times, at two units each).
 
 **Items.** One attribute for each field of a row, named as it is, so that the table can be read in the console. An absent attribute is None.
-Payload and state are binary: as text they would have to be UTF-8 twice over. What may change in a job's life (`Mark`) are attributes of their own
+Payload, state and extras are binary: as text they would have to be UTF-8 twice over. What may change in a job's life (`Mark`) are attributes of their own
 anyway, so that a mark neither reads nor sends the payload.
 
 **Sizes**, as AWS counts them: of a text and a binary its bytes, of a number at most a byte per two digits and one more, and of each attribute its name.
@@ -40,17 +40,24 @@ _SEQ_DIGITS = 19
 _SORT_KEY = re.compile(r"(\d{4})#(\d{19})")
 _FIELDS = tuple(name for name in Row.__struct_fields__ if name not in {"slot", "seq"})
 _NUMBER_BYTES = 12  # of one of up to 19 digits, with its sign
-_FIXED_BYTES = (
+FIXED_BYTES = (
     sum(map(len, _FIELDS)) + _NUMBER_BYTES * len(_FIELDS) + 16 + len("pk") + len("rows#00") + len("sk") + 5 + _SEQ_DIGITS
-)  # of an item, but for its texts, payload and state
+)  # of an item, but for its texts, payload, state and extras
 _REASON_BYTES_MAX = 4 * NAME_LENGTH_MAX
 
-ROW_BYTES_MAX = ITEM_BYTES_MAX - _FIXED_BYTES - _REASON_BYTES_MAX
+ROW_BYTES_MAX = ITEM_BYTES_MAX - FIXED_BYTES - _REASON_BYTES_MAX
 BATCH_ROWS_MAX = TRANSACTION_ACTIONS_MAX - 1  # the last one is the check of the epoch
-BATCH_BYTES_MAX = TRANSACTION_BYTES_MAX - BATCH_ROWS_MAX * (_FIXED_BYTES + 256) - 1024  # a reason is short where it is not drawn by a test
+BATCH_BYTES_MAX = TRANSACTION_BYTES_MAX - BATCH_ROWS_MAX * (FIXED_BYTES + 256) - 1024  # a reason is short where it is not drawn by a test
 
 _MARK_NAMES = {"#st": "status", "#at": "attempt", "#up": "updated_at", "#ru": "run_id", "#re": "reason"}
-_MARK_NAMES_AND_STATE = {**_MARK_NAMES, "#sta": "state"}
+_STATE_NAME = {"#sta": "state"}
+_EXTRAS_NAME = {"#ex": "extras"}
+_NAMES_OF_MARK = {  # by whether it sets the state, and the extras
+    (False, False): _MARK_NAMES,
+    (True, False): _MARK_NAMES | _STATE_NAME,
+    (False, True): _MARK_NAMES | _EXTRAS_NAME,
+    (True, True): _MARK_NAMES | _STATE_NAME | _EXTRAS_NAME,
+}
 _EXISTS = "attribute_exists(pk)"
 _ABSENT = "attribute_not_exists(pk)"
 
@@ -58,46 +65,55 @@ _ABSENT = "attribute_not_exists(pk)"
 # --- what the wire carries: an attribute is an object with one member, named after its type ---
 
 
-class _Text(msgspec.Struct):
+class Text(msgspec.Struct):
+    """A text."""
+
     S: str
 
 
-class _Number(msgspec.Struct):
+class Number(msgspec.Struct):
+    """A number, in decimal digits."""
+
     N: str
 
 
-class _Binary(msgspec.Struct):
+class Binary(msgspec.Struct):
+    """Bytes."""
+
     B: bytes  # base64 on the wire
 
 
-class _Keys(msgspec.Struct):
-    pk: _Text
-    sk: _Text
+class Keys(msgspec.Struct):
+    """What every item has."""
+
+    pk: Text
+    sk: Text
 
 
 class _RowItem(msgspec.Struct):
-    pk: _Text
-    sk: _Text
-    queue: _Text
-    id: _Text
-    status: _Number
-    ready_at: _Number
-    timeout: _Number
-    max_retries: _Number
-    attempt: _Number
-    created_at: _Number
-    updated_at: _Number
-    payload: _Binary
-    run_at: _Number | None = None
-    run_id: _Binary | None = None
-    reason: _Text | None = None
-    state: _Binary | None = None
+    pk: Text
+    sk: Text
+    queue: Text
+    id: Text
+    status: Number
+    ready_at: Number
+    timeout: Number
+    max_retries: Number
+    attempt: Number
+    created_at: Number
+    updated_at: Number
+    payload: Binary
+    run_at: Number | None = None
+    run_id: Binary | None = None
+    reason: Text | None = None
+    state: Binary | None = None
+    extras: Binary | None = None  # version 1 wrote none
 
 
 _read_item = msgspec.json.Decoder(_RowItem).decode
 _read_items = msgspec.json.Decoder(list[_RowItem]).decode
-_read_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_read_keys = msgspec.json.Decoder(_Keys).decode
+read_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
+read_keys = msgspec.json.Decoder(Keys).decode
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -149,6 +165,8 @@ def item_of(row: Row, place: str) -> Item:
         item["reason"] = {"S": row.reason}
     if row.state is not None:
         item["state"] = {"B": row.state}
+    if row.extras is not None:
+        item["extras"] = {"B": row.extras}
     size = size_of(row)
     if size > ITEM_BYTES_MAX:
         raise StorePermanent(f"a row of {size} bytes is larger than an item of DynamoDB may be, {ITEM_BYTES_MAX} bytes")
@@ -157,10 +175,12 @@ def item_of(row: Row, place: str) -> Item:
 
 def size_of(row: Row) -> int:
     """Return how many bytes a row's item has at most. Raises `StorePermanent` where a text is no unicode."""
-    return _FIXED_BYTES + _bytes_of(row.queue, row.id, row.reason or "") + len(row.payload) + len(row.state or b"")
+    texts = bytes_of(row.queue, row.id, row.reason or "")
+    return FIXED_BYTES + texts + len(row.payload) + len(row.state or b"") + len(row.extras or b"")
 
 
-def _bytes_of(*texts: str) -> int:
+def bytes_of(*texts: str) -> int:
+    """Return how many bytes some texts are. Raises `StorePermanent` where one is no unicode."""
     try:
         return sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError:
@@ -168,7 +188,7 @@ def _bytes_of(*texts: str) -> int:
 
 
 def _update_of(mark: Mark, table: str, place: str) -> Item:
-    _bytes_of(mark.reason or "")
+    bytes_of(mark.reason or "")
     values: Item = {
         ":st": {"N": str(int(mark.status))},
         ":at": {"N": str(mark.attempt)},
@@ -182,6 +202,8 @@ def _update_of(mark: Mark, table: str, place: str) -> Item:
     ]
     if mark.state_set:
         changes.append(("sta", None if mark.state is None else {"B": mark.state}))
+    if mark.extras_set:
+        changes.append(("ex", None if mark.extras is None else {"B": mark.extras}))
     for name, value in changes:
         if value is None:
             removes.append(f"#{name}")
@@ -193,7 +215,7 @@ def _update_of(mark: Mark, table: str, place: str) -> Item:
         "Key": key_of(mark.slot, mark.seq, place),
         "UpdateExpression": f"SET {','.join(sets)}" + (f" REMOVE {','.join(removes)}" if removes else ""),
         "ConditionExpression": _EXISTS,
-        "ExpressionAttributeNames": _MARK_NAMES_AND_STATE if mark.state_set else _MARK_NAMES,
+        "ExpressionAttributeNames": _NAMES_OF_MARK[mark.state_set, mark.extras_set],
         "ExpressionAttributeValues": values,
     }
 
@@ -206,7 +228,7 @@ def rows_of(items: msgspec.Raw, table: str, place: str) -> list[Row | Damaged]:
     try:
         return [_row_of(item, table, place) for item in _read_items(items)]
     except (msgspec.ValidationError, ValueError):
-        return [_row_or_damaged(item, table, place) for item in _read_raws(items)]
+        return [_row_or_damaged(item, table, place) for item in read_raws(items)]
 
 
 def wanted_of(keys: Sequence[RowKey], place: str) -> dict[tuple[str, str], RowKey]:
@@ -241,6 +263,7 @@ def _row_of(item: _RowItem, table: str, place: str) -> Row | Damaged:
         int(item.updated_at.N),
         item.payload.B,
         None if item.state is None else item.state.B,
+        None if item.extras is None else item.extras.B,
     )
 
 
@@ -251,7 +274,7 @@ def _row_or_damaged(raw: msgspec.Raw, table: str, place: str) -> Row | Damaged:
         fault = str(error)  # names types and a place, no values
     except ValueError:
         fault = "a number of it is not whole"
-    keys = _read_keys(raw)  # every item has both, by the table's schema
+    keys = read_keys(raw)  # every item has both, by the table's schema
     found = _SORT_KEY.fullmatch(keys.sk.S)
     if found is None:
         return Damaged(f"table {table}, {keys.pk.S}", fault)

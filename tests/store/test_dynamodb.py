@@ -16,7 +16,12 @@ from tests.store.exercise import Backing, KeepingExercise
 pytest_plugins = ["tests.servers.dynamodb_fixtures"]
 
 # the strict double runs all; these take the others too long
-LONG = {"test_ten_thousand_queues", "test_every_field_comes_back_byte_for_byte", "test_batches_do_what_a_dict_would"}
+LONG = {
+    "test_ten_thousand_queues",
+    "test_every_field_comes_back_byte_for_byte",
+    "test_batches_do_what_a_dict_would",
+    "test_records_do_what_a_dict_would",
+}
 # moto copies all of its data for each transaction, and counts a binary by its base64 where it is updated
 LARGE = {
     "test_another_number_of_shards_keeps_every_row_and_the_order_of_each_queue",
@@ -25,6 +30,10 @@ LARGE = {
     "test_epochs_only_grow_whatever_the_number_of_shards",
     "test_a_load_of_large_rows_comes_in_chunks_that_fit_memory",
     "test_a_batch_as_large_as_the_store_allows_is_taken",
+    "test_a_batch_as_large_as_the_store_allows_may_be_of_rows_and_records",
+    "test_large_records_are_loaded_in_chunks_that_fit_memory",
+    "test_many_records_are_written_found_and_loaded",
+    "test_another_number_of_shards_keeps_every_record_where_its_slot_is",
 }
 
 

@@ -149,8 +149,8 @@ async def test_a_table_of_another_kind_is_refused_and_left_alone(double: StrictS
     """One with other keys, and one that a later version wrote."""
     await prepare(backing.url, 1)
     layout = double.ask(items=backing.table)["items"]["layout"]["layout"]
-    double.ask(changes=[([backing.table, "layout", "layout"], {**layout, "version": {"N": "2"}})])
-    with pytest.raises(StoreError, match=r"written by another version \(layout 2, this one knows 1\)"):
+    double.ask(changes=[([backing.table, "layout", "layout"], {**layout, "version": {"N": "3"}})])
+    with pytest.raises(StoreError, match=r"written by a newer version \(layout 3, this one knows 2\)"):
         await prepare(backing.url, 1)
     other = DynamodbBacking(double, prepared=False)
     double.ask(table=other.table)
