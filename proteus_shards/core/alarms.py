@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from proteus_shards.core.commands import Delivered
-from proteus_shards.core.holdings import Holdings, letter_of
+from proteus_shards.core.holdings import Holdings
 from proteus_shards.core.ledger import Note, footprint, image_of
 from proteus_shards.core.model import SECOND_US, Job
 from proteus_shards.core.queue import TRANSITIONS, Queue, Verb
@@ -55,11 +55,7 @@ class Alarms(Holdings):
             queues[queue] = None
         for queue in queues:
             self._match(queue)
-            while len(queue.dead) > self.limits.dead_letters_max:
-                oldest = next(iter(queue.dead.values()))
-                if self.away and oldest.persist:
-                    break  # the next death in this queue, or its age, brings it up again
-                self._drop(queue, oldest)
+            self._drop_surplus(queue, DUE_MAX)
             self._forget_if_empty(queue)
 
     def _end_polls(self) -> None:
@@ -69,17 +65,27 @@ class Alarms(Holdings):
                 self._answer(self.queues.get(waiter.queue.name), waiter.key, Delivered([]))
 
     def _drop_old(self) -> None:
-        oldest = self._clock - self._wall_stepped - self.limits.dead_letters_us_max
-        for _ in range(DUE_MAX):
-            if not self._graves or self._graves[0][0] > oldest:
-                return
-            queue, job = self._graves[0][1], letter_of(self._graves[0])
-            if job is not None and job.persist and self.away:
-                return
-            self._graves.popleft()
-            if job is not None:
-                self._drop(queue, job)
+        left = DUE_MAX
+        for queue, _ in self._graves.pop_due(self._clock, DUE_MAX):
+            while left > 0 and (until := self._dead_until(queue)) is not None and until <= self._clock:
+                left -= 1
+                self._drop(queue, next(iter(queue.dead.values())))
+            if queue.dead:
+                self._file_dead(queue)
+            else:
+                self._aging.pop(queue, None)
                 self._forget_if_empty(queue)
+
+    def _drop_surplus(self, queue: Queue, most: int) -> None:
+        """Drop up to so many of the oldest dead letters that are too many."""
+        while most > 0 and len(queue.dead) > self.dead_letters_max(queue):
+            oldest = next(iter(queue.dead.values()))
+            if self.away and oldest.persist:
+                break
+            most -= 1
+            self._drop(queue, oldest)
+        if len(queue.dead) > self.dead_letters_max(queue):
+            self._file_dead(queue)  # for later
 
     def _drop(self, queue: Queue, job: Job) -> None:
         self._make_room(job)

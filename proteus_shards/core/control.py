@@ -121,6 +121,8 @@ class Control(Alarms):
 
     def _settings_changed(self, queue: Queue, before: QueueSettings) -> None:
         """Do what follows at once from other settings of a queue."""
+        if queue.dead:
+            self._file_dead(queue)
         if before.paused and not queue.settings.paused:
             self._match(queue)
 
@@ -156,8 +158,8 @@ class Control(Alarms):
 
     def _list_queues(self, key: Key | None, command: ListQueues) -> Iterator[None]:
         names: list[str] = []
-        for portion in portions(list(self.queues)):
-            if names or len(portion) == LOOK_MAX:
+        for number, portion in enumerate(portions(self.queues)):
+            if number:
                 yield
             fitting = (name for name in portion if name > command.after and command.contains in name)
             names = nsmallest(command.count + 1, chain(names, fitting))
@@ -234,16 +236,13 @@ class Control(Alarms):
             job = queue.jobs.get(command.id)
             if job is not None:
                 found.append((queue, job))
-            for portion in portions(list(queue.dead.values())):
-                found += [(queue, letter) for letter in portion if letter.id == command.id]
+            looked += 1
+            for portion in portions(queue.dead.values()):
                 looked += len(portion)
                 if looked > LOOK_MAX:
                     looked = 0
                     yield
-            looked += 1
-            if looked > LOOK_MAX:
-                looked = 0
-                yield
+                found += [(queue, letter) for letter in portion if letter.id == command.id]
             if len(found) >= command.count:
                 break
         found = sorted(found, key=lambda pair: (pair[0].name, -pair[1].seq))[: command.count]
@@ -264,7 +263,7 @@ class Control(Alarms):
         place = place_in(command.state_name)
         picked: list[Job] = []
         jobs = queue.dead if command.state_name == State.DEAD else queue.jobs
-        for number, portion in enumerate(portions(list(jobs.values()))):
+        for number, portion in enumerate(portions(jobs.values())):
             if number:
                 yield
             fitting = (job for job in portion if self._fits(queue, job, command) and (after is None or place(job) > after))

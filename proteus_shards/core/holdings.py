@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -33,6 +32,7 @@ Key: TypeAlias = "Hashable"
 
 _DELIVER = TRANSITIONS[Verb.DELIVER]
 _STATUSES = tuple(Status)
+_OF_MANY = frozenset({"purged", "redriven", "fired", "missed"})  # notes whose counters have their names
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +82,8 @@ class Holdings:
         self._deadlines: Deadlines[Job] = Deadlines(lambda job: job.deadline if job.status is IN_FLIGHT else None)
         self._schedule: Deadlines[Job] = Deadlines(lambda job: job.run_at if job.status is SCHEDULED else None)
         self._polls: Deadlines[Waiter] = Deadlines(lambda waiter: waiter.until if self._waiting.get(waiter.key) is waiter else None)
-        self._graves: deque[tuple[int, Queue, int]] = deque()  # (died_at, queue, seq), about in order
+        self._graves: Deadlines[Queue] = Deadlines(self._dead_until)
+        self._aging: dict[Queue, None] = {}  # those that are filed in it
         self._record_takers: dict[int, Callable[[RecordKey, bytes | None], None]] = {}
 
     def adopt(self, keys: Sequence[RowKey], rows: dict[RowKey, Row]) -> None:
@@ -108,8 +109,8 @@ class Holdings:
                 image: Image = (status, row.attempt, row.run_id, deadline, row.updated_at, row.state, row.reason, extras)
                 job.stored = True
                 self._restore(queue, job, image)
-        if any(row.status == DEAD for row in rows.values()):
-            self._order_dead()
+        names = {row.queue for row in rows.values() if row.status == DEAD}
+        self._order_dead([self.queues[name] for name in names if name in self.queues])
         self._doubt = {}
 
     # --- recovery ----------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ class Holdings:
         runs, self._recovered_runs = self._recovered_runs, []
         for job in runs:
             self._restart_timeout(job)
-        self._order_dead()
+        self._order_dead(queue for queue in self.queues.values() if queue.dead)
         ahead = self._clock - self._wall
         if ahead > WALL_STEP_US:  # rows of a time when the wall clock was set forward: nothing is older for them
             self._wall_stepped = ahead
@@ -284,22 +285,42 @@ class Holdings:
             assert job.run_at is not None
             self._schedule.add(job.run_at, job)
         elif job.status is DEAD:
-            self._bury(queue, job)
+            self._bury(queue)
 
     def _restart_timeout(self, job: Job) -> None:
         job.deadline = max(job.deadline, self._now + job.timeout * SECOND_US)
 
-    def _bury(self, queue: Queue, job: Job) -> None:
-        self._graves.append((job.updated_at, queue, job.seq))
-        if len(self._graves) > 2 * self.totals[DEAD] + 256:
-            self._graves = deque(grave for grave in self._graves if letter_of(grave) is not None)
+    def _bury(self, queue: Queue) -> None:
+        """File when the oldest dead letter of a queue is to be dropped."""
+        if queue not in self._aging:
+            self._aging[queue] = None
+            self._file_dead(queue)
 
-    def _order_dead(self) -> None:
-        """Put dead letters in the order of their deaths."""
-        graves = dict.fromkeys(grave for grave in self._graves if letter_of(grave) is not None)
-        self._graves = deque(sorted(graves, key=lambda grave: grave[0]))
-        for _, queue, seq in self._graves:
-            queue.dead.move_to_end(seq)
+    def _file_dead(self, queue: Queue) -> None:
+        if (due := self._dead_until(queue)) is not None:
+            self._graves.add(due, queue)
+
+    def _dead_until(self, queue: Queue) -> int | None:
+        """Return until when (on the clock) the oldest dead letter of a queue is kept: 0 where there are too many, None where there is none."""
+        if not queue.dead:
+            return None
+        if len(queue.dead) > self.dead_letters_max(queue):
+            return 0
+        seconds = queue.settings.dead_letters_seconds_max
+        kept_us = self.limits.dead_letters_us_max if seconds is None else int(seconds * SECOND_US)
+        return next(iter(queue.dead.values())).updated_at + kept_us + self._wall_stepped
+
+    def dead_letters_max(self, queue: Queue) -> int:
+        """Return how many dead letters a queue may keep."""
+        most = queue.settings.dead_letters_max
+        return self.limits.dead_letters_max if most is None else most
+
+    def _order_dead(self, queues: Iterable[Queue]) -> None:
+        """Put dead letters of queues in the order of their deaths."""
+        for queue in queues:
+            for job in sorted(queue.dead.values(), key=lambda job: job.updated_at):
+                queue.dead.move_to_end(job.seq)
+            self._file_dead(queue)
 
     def _make_way(self, queue: Queue | None, row: Row) -> None:
         """Take away a memory-only job whose id a stored row has: it was completed in the very batch that was in doubt."""
@@ -410,7 +431,9 @@ class Holdings:
 
     def _note(self, note: Note) -> None:
         self.notes.append(note)
-        if note.kind == "dropped":
+        if note.kind in _OF_MANY:
+            setattr(self.counters, note.kind, getattr(self.counters, note.kind) + note.count)
+        elif note.kind == "dropped":
             self.counters.dead_dropped += 1
         else:
             self.counters.timeouts += 1
@@ -425,13 +448,6 @@ class Holdings:
 def answer_bytes(job: Job | Enqueue) -> int:
     """Return the most bytes that a job takes in an answer or a row."""
     return footprint(job) + 4 * (len(job.queue) + len(job.id)) + 256
-
-
-def letter_of(grave: tuple[int, Queue, int]) -> Job | None:
-    """Return the dead letter that a grave is of, or None where there is none any more."""
-    died_at, queue, seq = grave
-    job = queue.dead.get(seq)
-    return job if job is not None and job.updated_at == died_at else None
 
 
 def _delivery(job: Job) -> Delivery:

@@ -32,13 +32,17 @@ if TYPE_CHECKING:
 
 
 class Note(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened without a request, for the log and the counters. `kind`: timeout, died or dropped."""
+    """Something that happened without a request, for the log and the counters. `kind`: timeout, died or dropped.
+
+    Or to many jobs at once, whose number is `count`: purged, redriven.
+    """
 
     kind: str
     queue: str
     id: str
     attempt: int
     persist: bool
+    count: int = 1
 
 
 Image: TypeAlias = "tuple[Status, int, bytes | None, int, int, bytes | None, str | None, Extras | None]"

@@ -51,6 +51,10 @@ class Counters(msgspec.Struct):
     timeouts: int = 0
     died: int = 0
     dead_dropped: int = 0
+    purged: int = 0
+    redriven: int = 0
+    fired: int = 0  # schedules that made a job
+    missed: int = 0  # times of schedules at which they made none
     enqueued: int = 0
     delivered: int = 0
     undelivered: int = 0

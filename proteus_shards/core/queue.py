@@ -54,6 +54,9 @@ class Verb(StrEnum):
     DIE = "timeout, no retries left"
     UNDELIVER = "not delivered"
     DROP = "dead letter limit"
+    PURGE = "delete or purge"
+    REDRIVE = "redrive"
+    REDRIVE_LATER = "redrive, run_at not reached"
 
 
 TRANSITIONS: dict[Verb, dict[Status, Status]] = {
@@ -67,6 +70,9 @@ TRANSITIONS: dict[Verb, dict[Status, Status]] = {
     Verb.DIE: {IN_FLIGHT: DEAD},
     Verb.UNDELIVER: {IN_FLIGHT: READY},
     Verb.DROP: {DEAD: GONE},
+    Verb.PURGE: {SCHEDULED: GONE, READY: GONE, IN_FLIGHT: GONE, DEAD: GONE},
+    Verb.REDRIVE: {DEAD: READY},
+    Verb.REDRIVE_LATER: {DEAD: SCHEDULED},
 }
 
 

@@ -49,12 +49,12 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
-from proteus_shards.core.control import Control
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
 from proteus_shards.core.ledger import footprint, image_of
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, UNDELIVERED
 from proteus_shards.core.model import Job, RecordKey, RowKey
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.core.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ _UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
 _AWAY = Refused(Reason.BUSY, "the backing store is away")
 
 
-class Shard(Control):
+class Shard(Upkeep):
     """The queues of one shard, as commands see them."""
 
     def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
@@ -84,6 +84,7 @@ class Shard(Control):
             Undeliver: self._undeliver,
             ListDead: self._list_dead,
             **self._control_handlers(),
+            **self._upkeep_handlers(),
         }
         self.records_in_doubt: list[RecordKey] = []
 
@@ -110,12 +111,13 @@ class Shard(Control):
             self._expire()
         if (first := self._polls.first()) is not None and first <= self._now:
             self._end_polls()
-        if self._graves and self._graves[0][0] <= self._clock - self._wall_stepped - self.limits.dead_letters_us_max:
+        if (first := self._graves.first()) is not None and first <= self._clock and not self.away:
             self._drop_old()
         for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
             job.timed = False
         self._schedule.sweep(self.totals[SCHEDULED])
         self._polls.sweep(len(self._waiting))
+        self._graves.sweep(len(self._aging))
 
     def apply(self, key: Key | None, command: Command) -> None:
         """Carry out a command. Its outcome comes out of `take_replies` under `key`, now or once its commit is known; None: of no interest."""
@@ -137,8 +139,8 @@ class Shard(Control):
         for first, clock in ((self._schedule.first(), wall), (self._deadlines.first(), now), (self._polls.first(), now)):
             if first is not None:
                 waits.append(max(0, first - clock))
-        if self._graves and not self.away:
-            waits.append(max(0, self._graves[0][0] + self._wall_stepped + self.limits.dead_letters_us_max - wall))
+        if (first := self._graves.first()) is not None and not self.away:
+            waits.append(max(0, first - wall))
         return min(waits, default=None)
 
     def waiting(self) -> list[Key]:
@@ -195,7 +197,7 @@ class Shard(Control):
         self.away = True
         opened, sealed, keys = self._ledger.revert()
         queues: dict[Queue, None] = {}
-        letters = False
+        graveyards: dict[Queue, None] = {}
         busy = Refused(Reason.BUSY, detail, retry_after=retry_after)
         others = reason is Reason.INVALID and any(key is not None and type(answer) is not Delivered for _, key, answer, _, _ in sealed)
         for entries, refusal in ((opened, busy), (sealed, Refused(reason, detail, retry_after=retry_after))):
@@ -204,13 +206,13 @@ class Shard(Control):
                 queues[queue] = None
                 if job is not None:
                     self._restore(queue, job, cast("Image | None", image))
-                    letters = letters or job.status is DEAD
+                    if job.status is DEAD:
+                        graveyards[queue] = None
                 elif image is not None:
                     cast("Undo", image)()
                 if key is not None:
                     self._replies.append((key, busy if others and type(answer) is Delivered else refusal))
-        if letters:
-            self._order_dead()
+        self._order_dead(graveyards)
         for queue in queues:
             self._match(queue)
             self._forget_if_empty(queue)

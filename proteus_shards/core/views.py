@@ -11,6 +11,7 @@ dead ones by death, all others by their order key, which for scheduled ones is t
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from proteus_shards.core.commands_control import JobView, QueueView, State
@@ -18,7 +19,7 @@ from proteus_shards.core.queue import DEAD, IN_FLIGHT, READY, SCHEDULED, Queue
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from proteus_shards.core.model import Job
 
@@ -30,10 +31,12 @@ LOOK_MAX = 2000  # jobs or queues looked at in one go: less than a millisecond
 _CURSOR = re.compile(r"(-?[0-9]{1,20})\.(-?[0-9]{1,20})\.(-?[0-9]{1,20})")
 
 
-def portions(items: Sequence[T], size: int = LOOK_MAX) -> Iterator[Sequence[T]]:
-    """Yield items in pieces of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def portions(items: Collection[T], size: int = LOOK_MAX) -> Iterator[Sequence[T]]:
+    """Yield items in pieces of at most `size`. They may change after the second piece is asked for, which must be at once behind the first."""
+    yield list(islice(items, size))
+    rest = list(islice(items, size, None)) if len(items) > size else []
+    for start in range(0, len(rest), size):
+        yield rest[start : start + size]
 
 
 def delivery_place(job: Job) -> Place:

@@ -63,7 +63,16 @@ GRACE_US = 100_000  # after a stall, for what lies in the sockets
 IDLE_US = 1_000_000  # how often the clocks are read at least while jobs are scheduled: the wall clock may have been set
 BACKOFF_FIRST_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 2.0
-NOTES = {"timeout": "run timed out", "died": "job is dead", "dropped": "dead letter dropped"}
+NOTES = {
+    "timeout": "run timed out",
+    "died": "job is dead",
+    "dropped": "dead letter dropped",
+    "purged": "jobs purged",
+    "redriven": "dead letters redriven",
+    "fired": "schedule fired",
+    "missed": "schedule missed its time",
+}
+LEVELS = {"timeout": logging.DEBUG, "fired": logging.DEBUG, "purged": logging.INFO, "redriven": logging.INFO}
 SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
 FLUSH_BYTES = 64 * 1024  # jobs of so many bytes are sent before more commands are looked at,
 FLUSH_JOBS = 200  # and so many before more answers are written out: the front works on them while we go on
@@ -428,10 +437,12 @@ class Pump:
 
     def _log_notes(self) -> None:
         for note in self.shard.notes:
-            level = logging.DEBUG if note.kind == "timeout" else logging.WARNING
+            level = LEVELS.get(note.kind, logging.WARNING)
             log.log(
                 level,
                 NOTES[note.kind],
-                extra={"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist},
+                extra={"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist}
+                if note.id
+                else {"queue": note.queue, "jobs": note.count},
             )
         self.shard.notes.clear()

@@ -12,7 +12,7 @@ Two things a failed commit does not take back: a deadline (a runner must never l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from proteus_shards.core.alarms import DELIVERING_US, PUT_OFF_US
@@ -85,12 +85,13 @@ class NaiveShard:
                 waits.append(self.deadlines[job.seq] - self.now)
         if not self.away:
             waits += [job.updated_at + self.stepped + self.limits.dead_letters_us_max - self.wall for job in self.dead]
+            waits += [0 for job in self.dead if len(self.letters(job.queue)) > self.limits.dead_letters_max]
         return max(0, min(waits)) if waits else None
 
     # --- time ------------------------------------------------------------------------------------------------------
 
-    def advance(self, now: int, wall: int, kept: Callable[[NaiveJob], bool], *, due: bool = True) -> None:
-        """Set the clocks and do what is due. `kept` tells whether the shard still has a letter that it is free to keep or drop."""
+    def advance(self, now: int, wall: int, *, due: bool = True) -> None:
+        """Set the clocks and do what is due."""
         if self.wall and (wall - self.wall) - (now - self.now) > 60_000_000:
             self.stepped += (wall - self.wall) - (now - self.now)
         self.now, self.wall, self.clock = max(now, self.now), wall, max(wall, self.clock)
@@ -121,13 +122,13 @@ class NaiveShard:
             self.polls.remove(poll)
             self._answer(poll.queue, poll.key, NONE)
 
-        held = False
-        for job in sorted(self.dead, key=lambda job: job.updated_at):
-            if job.updated_at > self.clock - self.stepped - self.limits.dead_letters_us_max:
-                break
-            held = held or (self.away and job.persist)
-            if not (self.away and job.persist) and not (held and kept(job)):
-                self._drop(job)
+        if not self.away:
+            for job in sorted(self.dead, key=lambda job: job.updated_at):
+                if job.updated_at <= self.clock - self.stepped - self.limits.dead_letters_us_max:
+                    self._drop(job)
+            for queue in {job.queue for job in self.dead}:
+                while len(letters := self.letters(queue)) > self.limits.dead_letters_max:
+                    self._drop(letters[0])
 
     def _expire(self, job: NaiveJob) -> None:
         before = self._copy(job.queue)

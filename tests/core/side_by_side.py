@@ -44,7 +44,7 @@ class SideBySide:
         self.shard = Shard(self.limits, self.new_run_id)
         self.model = NaiveShard(self.limits)
         self.shard.advance(self.now, self.wall)
-        self.model.advance(self.now, self.wall, self._keeps)
+        self.model.advance(self.now, self.wall)
         assert self.shard.load(self.store.load()) == []
         self.shard.finish_load()
         self.model.load(rows)
@@ -72,18 +72,13 @@ class SideBySide:
         """Bring both to the clocks."""
         self._learn_order_of_deaths()
         self.shard.advance(self.now, self.wall, due=due)
-        self.model.advance(self.now, self.wall, self._keeps, due=due)
+        self.model.advance(self.now, self.wall, due=due)
         self._compare()
 
     def _learn_order_of_deaths(self) -> None:
         """Among letters of one microsecond, which one goes first is the shard's to say."""
-        ranks: dict[tuple[str, int, int], int] = {}
-        for place, (died_at, queue, seq) in enumerate(self.shard._graves):  # one of a death that was undone may still be among them
-            ranks.setdefault((queue.name, seq, died_at), place)
-        self.model.dead.sort(key=lambda job: (job.updated_at, ranks.get((job.queue, job.seq, job.updated_at), len(ranks))))
-
-    def _keeps(self, job: NaiveJob) -> bool:
-        return job.queue in self.shard.queues and job.seq in self.shard.queues[job.queue].dead
+        ranks = {(name, seq): place for name, queue in self.shard.queues.items() for place, seq in enumerate(queue.dead)}
+        self.model.dead.sort(key=lambda job: (job.updated_at, ranks.get((job.queue, job.seq), len(ranks))))
 
     def begin_commit(self) -> None:
         """Hand a batch to the store."""
