@@ -100,8 +100,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http2_streams_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     http2_control_frames_max: Annotated[int, msgspec.Meta(ge=10, le=100_000)] = 1000
     link_requests_max: _Count = 8192
+    link_operations_max: _Count = 65_536
     link_bytes_max: _Count = 256 * MIB
-    shard_pending_max: _Count = 16384
+    shard_pending_max: _Count = 131_072
     polls_max: _Count = 10_000
     queue_jobs_max: _Count = 5_000_000
     shard_jobs_max: _Count = 20_000_000
@@ -155,9 +156,10 @@ SETTINGS_HELP: dict[str, str] = {
     "http2_streams_max": "requests under way at once on one HTTP/2 connection; beyond it the connection is ended",
     "http2_control_frames_max": "most frames of one HTTP/2 connection within ten seconds that carry nothing: resets, pings, settings and the like; beyond it the "
     "connection is ended",
-    "link_requests_max": "most requests of one front under way at one shard; beyond it 429",
+    "link_requests_max": "most requests of one front under way at one shard, polls that wait aside; an array is one. Beyond it 429",
+    "link_operations_max": "most operations in them, those of arrays and batches counted one by one; beyond it 429",
     "link_bytes_max": "most bytes of one front's requests that wait to be sent to one shard; beyond it 429",
-    "shard_pending_max": "most requests that wait for a commit in one shard; beyond it 429",
+    "shard_pending_max": "most operations that wait for a commit in one shard; beyond it 429",
     "polls_max": "most waiting next requests in one shard; beyond it 429",
     "queue_jobs_max": "most live jobs in one queue; beyond it 429",
     "shard_jobs_max": "most live jobs in one shard; beyond it 429",

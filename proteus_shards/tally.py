@@ -64,7 +64,9 @@ METRICS: dict[str, Metric] = {
     "proteus_connections": Metric("gauge", ("front", "way"), "open connections"),
     "proteus_connections_accepted_total": Metric("counter", ("front",), "connections accepted"),
     "proteus_link_up": Metric("gauge", ("front", "shard"), "1 where a front is connected to a shard"),
-    "proteus_link_requests": Metric("gauge", ("front", "shard"), "requests of a front under way at a shard (link_requests_max)"),
+    "proteus_link_requests": Metric(
+        "gauge", ("front", "shard"), "operations of a front under way at a shard (link_requests_max, link_operations_max)"
+    ),
     "proteus_link_queued_bytes": Metric("gauge", ("front", "shard"), "bytes of a front that wait to be sent to a shard (link_bytes_max)"),
     "proteus_link_connects_total": Metric("counter", ("shard",), "times that a front has connected to a shard"),
     "proteus_link_refused_total": Metric(

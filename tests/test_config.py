@@ -195,7 +195,7 @@ def test_an_address_for_metrics_needs_a_port() -> None:
 def test_a_whole_batch_must_fit_into_a_shard() -> None:
     """Else one for a single queue could never pass as a whole."""
     with pytest.raises(SettingError, match=r"--batch-jobs-max: batch_jobs_max .* must be at most shard_pending_max"):
-        load_settings({"batch_jobs_max": "20000"}, {})
+        load_settings({"batch_jobs_max": "20000", "shard_pending_max": "10000"}, {})
 
 
 def test_settings_travel_as_json() -> None:

@@ -20,6 +20,7 @@ OTHER = "other"  # the route of what is no route
 PROBLEM_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 422, 429, 431, 500, 503)
 REFUSAL_LIMITS = (  # of 429
     "link_bytes_max",
+    "link_operations_max",
     "link_requests_max",
     "polls_max",
     "queue_jobs_max",

@@ -21,8 +21,9 @@ others, and one entry: a hundred jobs cost the link little more than one.
 **One frame a tick.** The writer sleeps until something is queued, and then takes all that has been queued meanwhile, up to a soft size.
 There is no timer in it: a busy front gets large frames, an idle one sends at once.
 
-**Bounds.** Requests under way (`link_requests_max`), bytes queued (`link_bytes_max`; a request larger than that passes when nothing
-else is queued), frame size. Give-backs are beyond the first bound: refusing one would cost its job a whole timeout.
+**Bounds.** Requests under way (`link_requests_max`), where an array is one; their operations (`link_operations_max`); polls, which are no work while they
+wait (`polls_max`); bytes queued (`link_bytes_max`); frame size. An array or a request beyond a bound passes when nothing
+else is there. Give-backs have no bound: refusing one would cost its job a whole timeout.
 
 Request times are checked every `SWEEP_SECONDS` for all requests together, so a timeout may come that much late; in return a request
 costs no timer. No error in a callback, and no message that cannot be encoded, ends more than its own request.
@@ -56,7 +57,7 @@ from proteus_shards.core.commands import (
 from proteus_shards.core.model import SECOND_US
 from proteus_shards.errors import ProtocolError, VersionError
 from proteus_shards.fault_points import reached
-from proteus_shards.front.pending import REQUEST_BYTES, UNSETTLED, Group, OnOutcomes, OnReply, Pending, ignore, weigh
+from proteus_shards.front.pending import REQUEST_BYTES, UNSETTLED, Group, OnOutcomes, OnReply, Pending, UnderWay, weigh
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.messages import Goodbye, Request, check_hello, decode_greeting, decode_replies, encode, hello
 
@@ -101,7 +102,7 @@ class Link:
         self._settings = settings
         self._own = hello(shard, settings.shards)
         self._connected = False
-        self._pending: dict[int, Pending] = {}
+        self._under_way = UnderWay()
         self._queue: deque[tuple[int, Command | list[Command], int]] = deque()  # (first) number, command(s), weight in bytes
         self._queued_bytes = 0
         self._owed: deque[Undeliver] = deque()  # give-backs to try again
@@ -125,47 +126,39 @@ class Link:
         a `Next` asks for.
         """
         weight = weigh(command)
-        settings = self._settings
-        if (
-            self._connected
-            and len(self._pending) < settings.link_requests_max
-            and (not self._queued_bytes or self._queued_bytes + weight <= settings.link_bytes_max)
-        ):
-            return self._enter(command, on_reply, weight, deadline_seconds)
-        return self._refuse(1)
+        refused = self._refusal(1, weight, poll=type(command) is Next and command.wait_us > 0)
+        return self._enter(command, on_reply, weight, deadline_seconds) if refused is None else refused
 
     def submit_all(self, commands: list[Command], on_outcomes: OnOutcomes) -> Refused | None:
         """Send commands in one frame, in order; all or, for the reason returned, none. `on_outcomes` is called once, when all are settled.
 
-        No `Next` among them may wait. More than link_requests_max of them pass where nothing else is under way.
+        No `Next` among them may wait. More than link_operations_max of them pass where nothing else is under way.
         """
         count, weight = len(commands), sum(map(weigh, commands))
-        pending, queued_bytes = len(self._pending), self._queued_bytes
-        full = (pending and pending + count > self._settings.link_requests_max) or (
-            queued_bytes and queued_bytes + weight > self._settings.link_bytes_max
-        )
-        if full or not self._connected:
-            return self._refuse(count)
+        refused = self._refusal(count, weight)
+        if refused is not None:
+            return refused
         first = self._number + 1
         self._number += count
         group = Group(first, [UNSETTLED] * count, count, on_outcomes)
-        deadline = trio.current_time() + self._settings.request_seconds_max
-        shared = Pending(ignore, deadline, next=False, poll=False, group=group)
-        self._pending.update(dict.fromkeys(range(first, first + count), shared))
+        self._under_way.add_group(group, trio.current_time() + self._settings.request_seconds_max)
         self._queue.append((first, commands, weight))
         self._queued_bytes += weight
         self._writer.unpark()
         return None
 
-    def _refuse(self, count: int) -> Refused:
-        """Say why so many requests cannot be taken now."""
-        self._refused += count
-        if not self._connected:
-            reason = f"shard {self.shard} is away"
-        elif self._pending and len(self._pending) + count > self._settings.link_requests_max:
-            reason = f"too many requests are under way at shard {self.shard} (link_requests_max)"
+    def _refusal(self, count: int, weight: int, *, poll: bool = False) -> Refused | None:
+        """Say why a request of so many operations and bytes cannot be taken now, if it cannot."""
+        if self._connected:
+            limit = self._under_way.limit_hit(self._settings, count, poll=poll)
+            if limit is None and self._queued_bytes and self._queued_bytes + weight > self._settings.link_bytes_max:
+                limit = "bytes wait to be sent to {} (link_bytes_max)"
+            if limit is None:
+                return None
+            reason = "too many " + limit.format(f"shard {self.shard}")
         else:
-            reason = f"too many bytes wait to be sent to shard {self.shard} (link_bytes_max)"
+            reason = f"shard {self.shard} is away"
+        self._refused += count
         return Refused(Reason.BUSY, reason)
 
     async def call(self, command: Command, deadline_seconds: float | None = None) -> Outcome:
@@ -194,7 +187,7 @@ class Link:
 
     def abandon(self, number: int) -> None:
         """Wait no longer for a request; its callback is not called. A request that is settled already is left alone."""
-        pending = self._pending.pop(number, None)
+        pending = self._under_way.remove(number)
         if pending is None:
             return
         if pending.next and pending.sent:
@@ -221,8 +214,8 @@ class Link:
 
     def end_polls(self) -> None:
         """Answer every waiting poll with "no job" now."""
-        for number, pending in list(self._pending.items()):
-            if pending.poll and self._pending.pop(number, None) is not None:
+        for number, pending in list(self._under_way.entries.items()):
+            if pending.poll and self._under_way.remove(number) is not None:
                 if pending.sent:
                     self._put(Cancel(number))
                 self._settle(number, pending, Delivered([]))
@@ -232,10 +225,10 @@ class Link:
         return LinkStatistics(
             shard=self.shard,
             connected=self._connected,
-            in_flight=len(self._pending),
+            in_flight=len(self._under_way.entries),
             queued=len(self._queue),
             queued_bytes=self._queued_bytes,
-            polls=sum(pending.poll for pending in self._pending.values()),
+            polls=self._under_way.polls,
             connects=self._connects,
             submitted=self._number,
             refused=self._refused,
@@ -253,7 +246,7 @@ class Link:
         with trio.move_on_after(SETTLE_SECONDS_MAX):
             # Once this is answered, whatever was delivered before a `Cancel` took effect is here already.
             await self.call(Inspect())
-            while self._pending:
+            while self._under_way.entries:
                 await self._changed.wait()
 
     # --- bookkeeping -------------------------------------------------------------------------------------------
@@ -264,7 +257,8 @@ class Link:
         if deadline_seconds is None:
             deadline_seconds = self._settings.request_seconds_max + wait_us / SECOND_US
         number = self._put(command, weight)
-        self._pending[number] = Pending(on_reply, trio.current_time() + deadline_seconds, is_next, is_next and wait_us > 0)
+        pending = Pending(on_reply, trio.current_time() + deadline_seconds, is_next, is_next and wait_us > 0)
+        self._under_way.add(number, pending)
         return number
 
     def _put(self, command: Command, weight: int = REQUEST_BYTES) -> int:
@@ -288,7 +282,7 @@ class Link:
         self._note_idle()
 
     def _note_idle(self) -> None:
-        if not self._pending:
+        if not self._under_way.entries:
             self._announce()
 
     def _announce(self) -> None:
@@ -385,7 +379,7 @@ class Link:
         self._connected = False
         self._queue.clear()
         self._queued_bytes = 0
-        pending, self._pending = self._pending, {}
+        pending = self._under_way.remove_all()
         for number, request in pending.items():
             if request.sent:
                 self._settle(number, request, Refused(Reason.UNKNOWN, f"the link to shard {self.shard} was lost"))
@@ -407,7 +401,7 @@ class Link:
                 reached("link.settled")
 
     def _take_reply(self, number: int, outcome: Outcome) -> None:
-        pending = self._pending.pop(number, None)
+        pending = self._under_way.remove(number)
         if pending is not None:
             self._settle(number, pending, outcome)
         elif type(outcome) is Delivered and outcome.jobs:
@@ -438,7 +432,7 @@ class Link:
                 break
             self._queue.popleft()
             self._queued_bytes -= weight
-            pending = self._pending.get(number)
+            pending = self._under_way.entries.get(number)
             if pending is not None:
                 pending.sent = True
             elif type(command) is not Cancel:
@@ -461,7 +455,7 @@ class Link:
                 return b"".join(self._frame([request]) for request in requests)
             log.exception("a request could not be encoded", extra={"shard": self.shard})
             number = requests[0][0]
-            pending = self._pending.pop(number, None)
+            pending = self._under_way.remove(number)
             if pending is not None:
                 detail = "the request is too large for a frame" if isinstance(error, ProtocolError) else "the request could not be encoded"
                 self._settle(number, pending, Refused(Reason.FAULT, detail))
@@ -473,14 +467,14 @@ class Link:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             now = trio.current_time()
-            late = [number for number, pending in self._pending.items() if pending.deadline <= now]
+            late = [number for number, pending in self._under_way.entries.items() if pending.deadline <= now]
             for number in late:
                 self._expire(number)
             for _ in range(len(self._owed)):
                 self._give_back(self._owed.popleft())
 
     def _expire(self, number: int) -> None:
-        pending = self._pending.pop(number, None)
+        pending = self._under_way.remove(number)
         if pending is None:
             return
         self._timeouts += 1

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Enqueue, Heartbeat, Outcome, Reason, Refused
 
 REQUEST_BYTES = 64  # what a request weighs beside its payload, state and names
@@ -34,6 +35,61 @@ class Pending(msgspec.Struct, eq=False):
     poll: bool
     sent: bool = False
     group: Group | None = None
+
+
+class UnderWay:
+    """The requests of a link that are not settled, by number, and how many there are of each kind."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Pending] = {}
+        self.polls = 0  # that wait
+        self._in_groups = 0  # beyond the first of each group
+
+    @property
+    def requests(self) -> int:
+        """How many requests there are, without the polls; a group is one."""
+        return len(self.entries) - self.polls - self._in_groups
+
+    @property
+    def operations(self) -> int:
+        """How many operations there are in them."""
+        return len(self.entries) - self.polls
+
+    def add(self, number: int, pending: Pending) -> None:
+        """Enter a request."""
+        self.polls += pending.poll
+        self.entries[number] = pending
+
+    def add_group(self, group: Group, deadline: float) -> None:
+        """Enter the requests of a group; they share one entry."""
+        shared = Pending(ignore, deadline, next=False, poll=False, group=group)
+        self.entries.update(dict.fromkeys(range(group.first, group.first + group.left), shared))
+        self._in_groups += group.left - 1
+
+    def remove(self, number: int) -> Pending | None:
+        """Take a request out."""
+        pending = self.entries.pop(number, None)
+        if pending is not None:
+            self.polls -= pending.poll
+            self._in_groups -= pending.group is not None and pending.group.left > 1
+        return pending
+
+    def remove_all(self) -> dict[int, Pending]:
+        """Take all out."""
+        entries, self.entries = self.entries, {}
+        self.polls = self._in_groups = 0
+        return entries
+
+    def limit_hit(self, settings: Settings, count: int, *, poll: bool = False) -> str | None:
+        """Return what there is too much of for one more request of so many operations, with the name of the limit."""
+        if poll:
+            return "polls wait at {} (polls_max)" if self.polls >= settings.polls_max else None
+        if self.requests >= settings.link_requests_max:
+            return "requests are under way at {} (link_requests_max)"
+        operations = self.operations
+        if count > 1 and operations and operations + count > settings.link_operations_max:
+            return "operations are under way at {} (link_operations_max)"
+        return None
 
 
 def ignore(_outcome: Outcome) -> None:

@@ -48,7 +48,7 @@ async def test_a_batch_travels_in_one_frame_to_each_shard_and_keeps_the_order_of
 
 async def test_a_batch_that_one_shard_does_not_take_is_done_at_the_others(tmp_path: Path) -> None:
     """Each operation has its own answer: 429 where the link is full."""
-    async with stand(tmp_path, shards=2, link_requests_max=3) as made:
+    async with stand(tmp_path, shards=2, link_operations_max=3) as made:
         here, there = (next(name for name in map(str, range(99)) if made.router.link_of(name).shard == shard) for shard in (0, 1))
         made.shards[0].answer = lambda _: None
         made.begin("POST /enqueue", body=msgspec.json.encode([{"id": "0", "queue": here, "timeout": 1}]))
@@ -56,13 +56,13 @@ async def test_a_batch_that_one_shard_does_not_take_is_done_at_the_others(tmp_pa
         status, parts, _ = await made.ask("POST /enqueue", body=body)
 
         assert (207, [202, 429, 429, 429]) == (status, [part["status"] for part in parts])
-        assert "link_requests_max" in parts[1]["detail"]
+        assert "link_operations_max" in parts[1]["detail"]
         assert 3 == made.router.statistics()[0].refused
 
 
 async def test_a_batch_larger_than_the_link_allows_passes_where_nothing_else_is_under_way(tmp_path: Path) -> None:
     """Else it never would."""
-    async with stand(tmp_path, link_requests_max=3) as made:
+    async with stand(tmp_path, link_operations_max=3) as made:
         body = msgspec.json.encode([{"id": f"{place}", "queue": "q", "timeout": 1} for place in range(9)])
 
         assert 202 == (await made.ask("POST /enqueue", body=body))[0]

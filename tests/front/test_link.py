@@ -340,6 +340,28 @@ async def test_more_requests_than_the_limit_are_refused_at_once(tmp_path: Path, 
     assert await cable.link.call(ENQUEUE) == Done()
 
 
+async def test_an_array_counts_as_one_request_and_a_poll_that_waits_as_none(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Polls have a limit of their own, and so have the operations in arrays."""
+    cable = await Cable(tmp_path, nursery, Settings(shards=1, link_requests_max=2, link_operations_max=5, polls_max=2)).up()
+    cable.shard.answer = silent
+    wait = Next("q", 1, 1_000_000)
+    for name in ("p1", "p2"):
+        cable.submit(name, wait)
+    assert cable.link.submit_all([Complete("q", "a")] * 3, lambda _: None) is None
+    many = cable.link.submit_all([Complete("q", "a")] * 3, lambda _: None)
+    cable.submit("one", Complete("q", "a"))
+    refused = [many, cable.link.submit(wait, never), cable.link.submit(ENQUEUE, never)]
+
+    found = [each.detail.partition("(")[2] for each in refused if isinstance(each, Refused)]
+    assert found == ["link_operations_max)", "polls_max)", "link_requests_max)"]
+    for number, _ in await cable.shard.wait_command(Complete, 3):
+        await cable.shard.reply((number, Done()))
+    cable.shard.answer = obliging
+    await cable.shard.reply(*[(number, Delivered([])) for number, _ in await cable.shard.wait_command(Next, 2)])
+    await cable.wait_quiet()
+    assert await cable.link.call(ENQUEUE) == Done()
+
+
 async def test_more_queued_bytes_than_the_limit_are_refused_at_once(tmp_path: Path, nursery: trio.Nursery) -> None:
     """A request larger than the limit passes while nothing else is queued."""
     cable = await Cable(tmp_path, nursery, Settings(shards=1, link_bytes_max=1000)).up()
