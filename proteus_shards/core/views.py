@@ -28,7 +28,7 @@ Place: TypeAlias = "tuple[int, int, int]"
 
 LOOK_MAX = 2000  # jobs or queues looked at in one go: less than a millisecond
 
-_CURSOR = re.compile(r"(-?[0-9]{1,20})\.(-?[0-9]{1,20})\.(-?[0-9]{1,20})")
+CURSOR = re.compile(r"(-?[0-9]{1,20})\.(-?[0-9]{1,20})\.(-?[0-9]{1,20})")
 
 
 def portions(items: Collection[T], size: int = LOOK_MAX) -> Iterator[Sequence[T]]:
@@ -68,7 +68,7 @@ def write_cursor(place: Place) -> str:
 
 def read_cursor(text: str) -> Place | None:
     """Return the place that a cursor means, or None where it is none."""
-    match = _CURSOR.fullmatch(text)
+    match = CURSOR.fullmatch(text)
     return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 

@@ -1,14 +1,14 @@
 """`GET /openapi.json`: OpenAPI 3.1, made from the types and tables that the server itself works with, and from its settings.
 
-The document is of this very server: the bounds in it are those of its settings. It is made once, when the app is made, and that fails where a route is not
-described or a description has no route: what is not documented cannot be served.
+The document is of this very server: the bounds in it are those of its settings, and its calls are the routes that are served. It is made once, when the app is made. A test
+sees that no route is left out.
 
 Paths are shown without `/v1`; where they also work with it, `servers` of the path says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -17,7 +17,9 @@ from quart_trio import QuartTrio
 
 from proteus_shards import __version__
 from proteus_shards.config import Settings
-from proteus_shards.front import answers, batches, job_bodies
+from proteus_shards.core.queue_settings import QueueSettings
+from proteus_shards.front import answers, batches, job_bodies, views
+from proteus_shards.front.access import OPEN, rule_of
 from proteus_shards.front.answers import JSON_HEADERS, Answer
 from proteus_shards.front.docs import docs_page
 from proteus_shards.front.openapi_words import ALSO_HEAD, CALLS, MEANINGS, PARAMETERS, RULES, TYPE_NAMES, Body, Described
@@ -35,6 +37,8 @@ PAGE_HEADERS = (
     ("referrer-policy", "no-referrer"),
 )
 _REFUSED = {
+    401: "A token is missing, or not known.",
+    403: "The token does not allow this.",
     413: "The body, or the number of things in it, is over a limit, which the detail names.",
     422: "Something in the request is wrong, which `field` names. No retry can mend it.",
     429: "Not now, and surely without effect.",
@@ -47,6 +51,7 @@ _RETRY_AFTER: Schema = {
     "required": True,
 }
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_SCHEMES = {"token": {"type": "http", "scheme": "bearer", "description": "A token of the server's tokens file."}}
 _ABOUT = """An ordered job runner over HTTP. Errors are problem documents (RFC 9457). Before a request gets to its call it may also be told 400, 405, 408, 414, 431, 501 or 505, \
 as HTTP has it. A body may be compressed (`Content-Encoding: gzip`)."""
 
@@ -65,6 +70,12 @@ class _Summary(msgspec.Struct, frozen=True):
     failures: list[answers._ProblemView]
     failures_left_out: int = 0
     stopped: answers._ProblemView | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Count(msgspec.Struct, frozen=True):
+    """How many jobs were changed."""
+
+    jobs: int
 
 
 class _Health(msgspec.Struct, frozen=True):
@@ -94,7 +105,7 @@ def add_openapi_routes(app: QuartTrio, settings: Settings) -> None:
     for rule in app.url_map.iter_rules():
         if rule.methods is not None and rule.rule not in {prefix + path for prefix in PREFIXES for path in ALSO_HEAD}:
             rule.methods.discard("HEAD")
-    document = make_document(settings)
+    document = make_document(settings, {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()})
     shown["/openapi.json"] = Answer(200, JSON_HEADERS, msgspec.json.format(msgspec.json.encode(document), indent=1))
     shown["/docs"] = Answer(200, PAGE_HEADERS, docs_page(document))
 
@@ -106,22 +117,24 @@ def _view_of(path: str, shown: dict[str, Answer]) -> Any:
     return view
 
 
-def check_routes(document: Schema, routes: Iterable[tuple[str, str]]) -> None:
-    """See that a document has every route that is served, and no other."""
-    described = set()
-    for path, item in document["paths"].items():
-        for method in item.keys() - {"servers", "parameters"}:
-            described |= {(method.upper(), server["url"].rstrip("/") + path) for server in item["servers"]}
-    served = {(method, rule) for method, rule in routes if method != "OPTIONS"}
-    assert described == served, f"not described: {sorted(served - described)}; not served: {sorted(described - served)}"
+def described_routes(document: Schema) -> set[tuple[str, str]]:
+    """Return the routes that a document has: method and path, with each prefix."""
+    return {
+        (method.upper(), server["url"].rstrip("/") + path)
+        for path, item in document["paths"].items()
+        for method in item.keys() - {"servers"}
+        for server in item["servers"]
+    }
 
 
-def make_document(settings: Settings) -> Schema:
-    """Return the document of a server with these settings."""
+def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Schema:
+    """Return the document of a server with these settings and routes."""
     schemas = Schemas(MEANINGS, RULES, TYPE_NAMES)
     shapes = _shapes(schemas, settings)
     paths: dict[str, Schema] = {}
     for (method, path), call in CALLS.items():
+        if (method, path) not in routes:
+            continue
         servers = [{"url": prefix or "/"} for prefix in (PREFIXES if call.native else ("",))]
         item = paths.setdefault(path, {"servers": servers})
         item[method.lower()] = _operation(method, path, call, shapes, settings)
@@ -133,7 +146,8 @@ def make_document(settings: Settings) -> Schema:
         "servers": [{"url": "/"}],
         "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in CALLS.values())],
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.components.items()))},
+        "components": {"schemas": dict(sorted(schemas.components.items()))}
+        | ({"securitySchemes": _SCHEMES} if settings.tokens_file else {}),
     }
 
 
@@ -146,11 +160,15 @@ def _shapes(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
     next_answer = schemas.of(answers._JobsPart)  # noqa: SLF001
     operation = schemas.of(batches._Operation)  # noqa: SLF001
     schemas.components["Enqueue"]["properties"]["job"] |= job
+    queue = schemas.of(views.QueueShown)
+    settings_shape = schemas.of(QueueSettings)
+    schemas.components["Queue"]["properties"]["settings"] |= settings_shape
+    page = schemas.of(views.Page)
     several = {"type": "array", "minItems": 1, "maxItems": settings.batch_jobs_max}
     return {
         "Any": {},
         "Text": {"type": "string"},
-        "Lines": {"type": "string", "description": "One job a line, each as JSON."},
+        "Lines": {"type": "string", "pattern": "\\S", "description": "One job a line, each as JSON."},
         "Problem": problem,
         "Enqueued": {"anyOf": [job, {**several, "items": job}]},
         "EnqueuedAnswer": {"anyOf": [{"type": "array", "items": {"anyOf": [accepted, problem]}}, schemas.of(_Summary)]},
@@ -158,9 +176,39 @@ def _shapes(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
         "Operations": {**several, "items": operation},
         "OperationAnswers": {"type": "array", "items": {"anyOf": [next_answer, accepted, problem]}},
         "DeadLetters": schemas.of(answers._DeadPage),  # noqa: SLF001
+        "Queue": queue,
+        "Queues": {"allOf": [page], "required": ["queues", "next"]},
+        "QueuePatch": _patch_of(schemas.components["QueueSettings"], schemas.components),
+        "JobInfo": schemas.of(views.JobShown),
+        "JobInfos": {"allOf": [page], "required": ["jobs", "next"]},
+        "Found": {"allOf": [page], "required": ["jobs"]},
+        "Count": schemas.of(_Count),
         "Health": schemas.of(_Health),
         "Ready": schemas.of(_Ready),
     }
+
+
+def _patch_of(whole: Schema, components: dict[str, Schema]) -> Schema:
+    """Return what a merge patch of an object may be: any of its members, or null where it is not required."""
+    required = whole.get("required", [])
+    properties = {
+        name: schema
+        if name in required
+        else {"description": schema["description"], "anyOf": [*_parts_of(schema, components), {"type": "null"}]}
+        for name, schema in whole["properties"].items()
+    }
+    return {"type": "object", "properties": properties, "additionalProperties": False} | ({"required": required} if required else {})
+
+
+def _parts_of(schema: Schema, components: dict[str, Schema]) -> list[Schema]:
+    """Return what the value of a member may be besides null, objects as patches of them."""
+    return [
+        _patch_of(components[part["$ref"].rpartition("/")[2]], components)
+        if "$ref" in part
+        else {word: value for word, value in part.items() if word not in {"description", "default"}}
+        for part in schema.get("anyOf", [schema])
+        if part.get("type") != "null"
+    ]
 
 
 def _operation(method: str, path: str, call: Described, shapes: dict[str, Schema], settings: Settings) -> Schema:
@@ -183,6 +231,11 @@ def _operation(method: str, path: str, call: Described, shapes: dict[str, Schema
         responses[str(status)] = {"description": _REFUSED[status], "content": _PROBLEM}
     for late in {"429", "503"} & responses.keys():
         responses[late]["headers"] = {"Retry-After": _RETRY_AFTER}
+    rule = rule_of(method, path)
+    if settings.tokens_file and rule != OPEN:
+        shown["security"] = [{"token": sorted(rule.scopes) if rule is not None else []}]
+        for status in (401, 403):
+            responses[str(status)] = {"description": _REFUSED[status], "content": _PROBLEM}
     shown["responses"] = dict(sorted(responses.items()))
     return shown
 
@@ -196,12 +249,19 @@ def _head_of(get: Schema) -> Schema:
 def _parameter(word: str, settings: Settings) -> Schema:
     name = word.rstrip("!")
     schema, meaning = PARAMETERS[name]
-    bounds = {"num_jobs": settings.num_jobs_max, "num_dead": settings.num_jobs_max, "wait": settings.wait_seconds_max}
+    bounds = {
+        "num_jobs": settings.num_jobs_max,
+        "num_dead": settings.num_jobs_max,
+        "limit": settings.num_jobs_max,
+        "wait": settings.wait_seconds_max,
+    }
     if name in bounds:
         schema = {**schema, "maximum": bounds[name]}
     if name.endswith("*"):
         schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": settings.next_queues_max, "uniqueItems": True}
-    shown = {"num_dead": "num_jobs", "after_seq": "after"}.get(name, name.rstrip("*"))
+    shown = {"num_dead": "num_jobs", "purge_state": "state", "schedule_name": "name"}.get(name, name.rstrip("*"))
+    if name.startswith("after_"):
+        shown = "after"
     return {"name": shown, "in": "query", "required": word.endswith("!"), "schema": schema, "description": meaning}
 
 

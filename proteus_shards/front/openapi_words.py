@@ -1,7 +1,7 @@
 """What the OpenAPI document says of each call, parameter and field: three tables.
 
-A call that is not in `CALLS` cannot be served: `openapi` refuses to make a document that leaves out a route. What can be taken from the code is not repeated here (types,
-bounds, defaults, settings).
+A test walks the routes, and fails where one is not in `CALLS` or a field has no meaning here. What can be taken from the code is not repeated (types, bounds,
+defaults, settings).
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from typing import Any
 
 import msgspec
 
+from proteus_shards.core.commands_control import State
 from proteus_shards.core.model import NAME_LENGTH_MAX
+from proteus_shards.core.queue_settings import SECONDS_MAX
+from proteus_shards.core.views import CURSOR
 
 NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": NAME_LENGTH_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]+$"}
+ANY_NAME = {**NAME, "minLength": 0, "pattern": NAME["pattern"].replace("+$", "*$")}
 UUID: dict[str, Any] = {
     "type": "string",
     "format": "uuid",
@@ -29,6 +33,15 @@ RULES: dict[str, dict[str, Any]] = {
     "created_at": INSTANT,
     "updated_at": INSTANT,
     "died_at": INSTANT,
+    "started_at": INSTANT,
+    "ended_at": INSTANT,
+    "expires_at": INSTANT,
+    "due_at": INSTANT,
+    "held_until": INSTANT,
+    "next_at": INSTANT,
+    "last_at": INSTANT,
+    "held_by": UUID,
+    "key": NAME,
 }
 
 TYPE_NAMES = {
@@ -38,6 +51,10 @@ TYPE_NAMES = {
     "DeadPage": "DeadLetters",
     "ProblemView": "Problem",
     "JobsPart": "NextAnswer",
+    "JobShown": "JobInfo",
+    "QueueShown": "Queue",
+    "AttemptShown": "Attempt",
+    "BackoffShown": "Backoff",
 }
 
 MEANINGS: dict[str, str] = {
@@ -66,7 +83,7 @@ MEANINGS: dict[str, str] = {
     "completed": "What became of the completion of a complete-and-next, where that is known.",
     "line": "The number of the line at fault, of NDJSON.",
     "jobs": "The jobs, in order.",
-    "next": "What `after` must be for the page behind this one; null where this one is empty.",
+    "next": "What `after` must be for the page behind this one; null where there is none.",
     "op": "Which operation this is.",
     "job": "The job, as in an enqueue.",
     "num_jobs": "At most so many jobs.",
@@ -80,6 +97,61 @@ MEANINGS: dict[str, str] = {
     "durability": "What an acknowledged job with persist_data survives.",
     "terms": "The same in words.",
     "shards": "How many shard processes it has.",
+    "key": "Ordering key: at most one job of a key is in flight, and none passes another.",
+    "priority": "Of two jobs that are ready the one with the higher priority goes first.",
+    "ttl": "Seconds. A job that still waits after so long is dead.",
+    "backoff": "How long the job waits after a run that failed or timed out.",
+    "seconds": "Seconds: the first delay, or the time in which a rate counts.",
+    "factor": "By how much each delay is longer than the one before.",
+    "seconds_max": "No delay is longer than so many seconds.",
+    "jitter": "The share of a delay, from 0 to 1, that is drawn at random and taken off.",
+    "burst": "How many may come at once; `jobs` where it is left out.",
+    "expires_at": "When the job dies if it still waits.",
+    "schedule": "The recurring job that made it.",
+    "traceparent": "W3C trace context of its producer.",
+    "timeout_in": "Seconds until the run times out.",
+    "history": "Runs that did not complete the job: the first, and the latest.",
+    "outcome": "How the run ended.",
+    "error": "What its runner said of it.",
+    "delay": "Seconds until the job is ready again. Left out: as its backoff says.",
+    "started_at": "When the run began.",
+    "ended_at": "When the run ended.",
+    "state_name": "Where the job stands.",
+    "waits_for": "Why the job is not running: all that it waits for.",
+    "blocked_by": "The id of the job of its key that is in the way.",
+    "due_at": "When what it waits for is over, where that is known.",
+    "held_by": "The run that has the job instead.",
+    "held_until": "When that run times out.",
+    "queues": "The queues, by name.",
+    "scheduled": "Jobs that wait for their time.",
+    "ready": "Jobs that may be delivered now.",
+    "blocked": "Jobs that wait for another of their key.",
+    "in_flight": "Jobs that are being run.",
+    "dead": "Dead letters.",
+    "pollers": "Requests that wait for a job of the queue.",
+    "oldest_ready_seconds": "How long the oldest ready job has waited since it could have started.",
+    "bytes": "Bytes of payloads and states in memory.",
+    "paused": "Whether nothing is delivered.",
+    "settings": "What is set of the queue's settings.",
+    "max_in_flight": "At most so many jobs are run at once.",
+    "rate": "At most so many jobs are delivered in so many seconds.",
+    "on_retry": "Whether a job that is tried again holds back those behind it of its key, or they may pass.",
+    "delayed_head": "Whether a job that waits for its time holds back those behind it of its key, or they pass.",
+    "jobs_max": "At most so many live jobs; beyond it 429.",
+    "bytes_max": "At most so many bytes of payload and state; beyond it 429.",
+    "dead_letters_max": "At most so many dead letters; the oldest beyond it are dropped.",
+    "dead_letters_seconds_max": "Dead letters are dropped after so many seconds.",
+    "name": "The name of the recurring job.",
+    "cron": "When it runs, in the five fields of cron.",
+    "every": "It runs every so many seconds.",
+    "timezone": "The zone of its cron fields.",
+    "missed": "What becomes of times at which the server was not running.",
+    "overlap": "Whether it runs while its job before is still there.",
+    "next_at": "When it runs next.",
+    "last_at": "When it ran last.",
+    "fired": "How often it ran.",
+    "schedules": "The recurring jobs.",
+    "ids": "Only the jobs with these ids.",
     "crash_loops": "Processes that end again and again.",
 }
 
@@ -92,6 +164,20 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "num_jobs": ({"type": "integer", "minimum": 1}, "Answer with an array of at most so many jobs."),
     "num_dead": ({"type": "integer", "minimum": 1}, "At most so many dead letters."),
     "wait": ({"type": "number", "minimum": 0}, "Wait so many seconds for a job."),
+    "limit": ({"type": "integer", "minimum": 1}, "At most so many on this page."),
+    "after_queue": (ANY_NAME, "The `next` of the page before."),
+    "after_job": ({"type": "string", "maxLength": 64, "pattern": f"^{CURSOR.pattern}$"}, "The `next` of the page before."),
+    "contains": (ANY_NAME, "Only queues whose name contains this."),
+    "state": ({"enum": list(State)}, "Only jobs that stand there. Without it all that are not dead."),
+    "purge_state": (
+        {"enum": ["scheduled", "ready", "in_flight", "dead", "all"]},
+        "Which jobs. Without it all that wait.",
+    ),
+    "key": (NAME, "Only jobs of this ordering key."),
+    "older_than": ({"type": "number", "minimum": 0, "maximum": SECONDS_MAX}, "Only jobs that were enqueued more than so many seconds ago."),
+    "bodies": ({"enum": ["true", "false"]}, "Whether payloads and states are shown."),
+    "to": (NAME, "The queue that gets them."),
+    "schedule_name": (NAME, "The name of the recurring job."),
     "after_seq": ({"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, "The `next` of the page before."),
 }
 
@@ -180,6 +266,100 @@ CALLS: dict[tuple[str, str], Described] = {
         parameters=("queue!", "num_dead", "after_seq"),
         help="Those of a queue, oldest death first.",
         answers={200: Body({JSON: "DeadLetters"}, "A page of them.")},
+    ),
+    ("POST", "/fail"): Described(
+        tag="Running",
+        summary="End a run that did not do its job",
+        parameters=("queue!", "job_id!", "run_id"),
+        help="A retry is spent; with none left the job is dead.",
+        body=Body({JSON: "Failed"}, "What went wrong, and how long to wait.", required=False),
+        answers={202: ACCEPTED, 404: NOT_FOUND},
+    ),
+    ("POST", "/release"): Described(
+        tag="Running",
+        summary="Give a job back that was not begun",
+        parameters=("queue!", "job_id!", "run_id"),
+        help="No retry is spent.",
+        body=Body({JSON: "Released"}, "How long to wait.", required=False),
+        answers={202: ACCEPTED, 404: NOT_FOUND},
+    ),
+    ("GET", "/queues"): Described(
+        tag="Looking",
+        summary="List queues",
+        parameters=("contains", "limit", "after_queue"),
+        help="By name, over all shards. A page may be short and yet have a `next`.",
+        answers={200: Body({JSON: "Queues"}, "A page of them.")},
+    ),
+    ("GET", "/queue"): Described(
+        tag="Looking",
+        summary="Show a queue",
+        parameters=("queue!",),
+        help="One that has never been used is empty.",
+        answers={200: Body({JSON: "Queue"}, "How it is.")},
+    ),
+    ("PATCH", "/queue"): Described(
+        tag="Operating",
+        summary="Change settings of a queue",
+        parameters=("queue!",),
+        body=Body({JSON: "QueuePatch"}, "A merge patch (RFC 7396): what is left out stays, null takes it back to its default."),
+        answers={200: Body({JSON: "Queue"}, "How it is then.")},
+    ),
+    ("POST", "/pause"): Described(
+        tag="Operating",
+        summary="Deliver no more jobs of a queue",
+        parameters=("queue!",),
+        help="Those in flight go on.",
+        answers={202: ACCEPTED},
+    ),
+    ("POST", "/resume"): Described(
+        tag="Operating", summary="Deliver the jobs of a queue again", parameters=("queue!",), answers={202: ACCEPTED}
+    ),
+    ("POST", "/purge"): Described(
+        tag="Operating",
+        summary="Remove jobs of a queue",
+        parameters=("queue!", "purge_state", "key"),
+        answers={200: Body({JSON: "Count"}, "How many.")},
+    ),
+    ("GET", "/jobs"): Described(
+        tag="Looking",
+        summary="List jobs of a queue",
+        parameters=("queue!", "state", "key", "older_than", "bodies", "limit", "after_job"),
+        answers={200: Body({JSON: "JobInfos"}, "A page of them.")},
+    ),
+    ("GET", "/job"): Described(
+        tag="Looking",
+        summary="Show a job",
+        parameters=("queue!", "job_id!"),
+        help="The live one of that id, else its newest dead letter.",
+        answers={200: Body({JSON: "JobInfo"}, "All of it, and why it is not running."), 404: NOT_FOUND},
+    ),
+    ("DELETE", "/job"): Described(
+        tag="Operating",
+        summary="Remove a job in any state",
+        parameters=("queue!", "job_id!"),
+        answers={200: Body(NOTHING, "Removed."), 404: NOT_FOUND},
+    ),
+    ("PATCH", "/job"): Described(
+        tag="Operating",
+        summary="Change when a job that waits runs, or its priority",
+        parameters=("queue!", "job_id!"),
+        body=Body({JSON: "JobPatch"}),
+        answers={202: ACCEPTED, 404: NOT_FOUND},
+    ),
+    ("GET", "/find"): Described(
+        tag="Looking",
+        summary="Find jobs by their id",
+        parameters=("job_id!", "limit"),
+        help="In all queues, dead ones included.",
+        answers={200: Body({JSON: "Found"}, "Those that there are.")},
+    ),
+    ("POST", "/redrive"): Described(
+        tag="Operating",
+        summary="Give dead letters a new life",
+        parameters=("queue!", "to"),
+        help="In their original order, with all their retries.",
+        body=Body({JSON: "Picked"}, "Which of them. Without a body all.", required=False),
+        answers={200: Body({JSON: "Count"}, "How many.")},
     ),
     ("GET", "/health"): Described(
         tag="Server", summary="Say that the process can answer", asks_shards=False, answers={200: Body({JSON: "Health"}, "It can.")}

@@ -18,7 +18,7 @@ SHOWN_LENGTH_MAX = 64  # of a name that the client made up, in a problem
 
 _RUN_ID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _DIGITS = re.compile("[0-9]{1,19}")
-_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,12})?")
+_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 

@@ -2,7 +2,7 @@
 
 The types that requests are decoded into, and those that answers are encoded from, are the only source: a field that is added to one of them is in the document, with its
 bounds. What a type cannot say stands in two tables of `openapi_words`: what a field means, by its name, and what more is asked of it
-(a name has no control characters). A field without a meaning is a bug here, and ends the process at its start.
+(a name has no control characters).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ANY_JSON: Schema = {}
 
 
 class Schemas:
-    """The schemas of a document, by name. `meanings` say what each field is, `rules` what its type does not say of it, `names` how a type is called.
+    """The schemas of a document, by name in `components`. `meanings` say what each field is, `rules` what its type does not say of it, `names` how a type is called.
 
     A leading underscore is left out of a name.
     """
@@ -72,7 +72,7 @@ class Schemas:
                 field.encode_name for field in shape.fields if field.required and msgspec.UnsetType not in get_args(hints[field.name])
             ]
             if shape.tag is not None and shape.tag_field is not None:
-                properties = {shape.tag_field: {"const": shape.tag, "description": self._meanings[shape.tag_field]}, **properties}
+                properties = {shape.tag_field: {"const": shape.tag, "description": self._meanings.get(shape.tag_field, "")}, **properties}
                 required.insert(0, shape.tag_field)
             whole: Schema = {"type": "object", "properties": properties, "required": required}
             if not required:
@@ -94,7 +94,7 @@ class Schemas:
             schema = {"anyOf": [{**part, **rule} if part.get("type") == rule.get("type") else part for part in schema["anyOf"]]}
         if type(field.default) in {bool, int, float, str}:
             schema["default"] = field.default
-        schema["description"] = self._meanings[name]
+        schema["description"] = self._meanings.get(name, "")
         return schema
 
 
