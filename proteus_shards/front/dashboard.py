@@ -22,12 +22,14 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from proteus_shards import __version__
-from proteus_shards.front.answers import Answer
+from proteus_shards.front.answers import Answer, json_answer
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.viewers import Viewers
 
 FILES_PATH = "/dashboard/static"
 EVENTS_PATH = "/dashboard/events"
+ACCESS_PATH = "/dashboard/access"
+SCOPES = ("produce", "consume", "read", "admin")
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -85,6 +87,7 @@ def add_dashboard_routes(app: QuartTrio, viewers: Viewers) -> None:
     for name, file in read_files().items():
         _add(app, f"{FILES_PATH}/{name}" if name else "/", _file_view(file), head=True)
     _add(app, EVENTS_PATH, _events_view(viewers), head=False)
+    _add(app, ACCESS_PATH, _access_view(), head=False)
 
 
 def _add(app: QuartTrio, path: str, view: View, *, head: bool) -> None:
@@ -99,6 +102,15 @@ def _file_view(file: File) -> View:
     async def view() -> Response:
         """Show a file."""
         return response_of(file.answer(request.headers.get("if-none-match"), request.headers.get("accept-encoding")))
+
+    return view
+
+
+def _access_view() -> View:
+    async def view() -> Response:
+        """Tell what whoever asks may do, so that a page offers nothing else."""
+        shown = json_answer({"scopes": SCOPES})
+        return response_of(Answer(shown.status, (*shown.headers, ("cache-control", "no-store"), *GUARDS), shown.body))
 
     return view
 

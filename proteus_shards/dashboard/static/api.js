@@ -26,6 +26,21 @@ export function setToken(text) {
 /** The headers of every request of this page. */
 export const ownHeaders = () => (token ? { ...OWN, authorization: "Bearer " + token } : { ...OWN });
 
+const scopes = new Set();
+
+/** Whether this page may do what needs a scope: "read", "produce" or "admin", which is all of them. */
+export const may = (scope) => scopes.has(scope) || scopes.has("admin");
+
+/** Ask what the token, or the lack of one, allows. The server checks each request anyway: what is not allowed is only not offered. */
+export async function loadAccess() {
+  scopes.clear();
+  try {
+    for (const scope of (await get("/dashboard/access")).scopes) scopes.add(scope);
+  } catch {
+    // nothing is offered, and the stream says what is wrong
+  }
+}
+
 /** What the server said instead of an answer. `problem` is its problem document, where there is one. */
 export class Refused extends Error {
   constructor(status, problem) {

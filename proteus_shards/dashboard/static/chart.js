@@ -168,7 +168,7 @@ export class Chart {
   }
 
   times(begin, end) {
-    const wanted = Math.max(2, Math.floor(this.width / 110));
+    const wanted = Math.max(2, Math.floor((this.width - LEFT) / (this.spanMs > 300_000 ? 70 : 90)));
     const step = [10, 15, 30, 60, 120, 300, 600, 900, 1800].map((each) => each * 1000).find((each) => this.spanMs / each <= wanted) ?? 3_600_000;
     const found = [];
     for (let ms = Math.ceil(begin / step) * step; ms <= end; ms += step) if (this.x(ms) > LEFT + 16 && this.x(ms) < this.width - 22) found.push(ms);

@@ -1,20 +1,24 @@
 // Begins: the parts of the page that stay, and which view fills the rest.
 
-import { hasToken } from "./api.js";
+import { hasToken, loadAccess } from "./api.js";
 import { byId, announce, h, setAttribute, setText } from "./dom.js";
 import { askToken } from "./dialogs.js";
+import { findView, jobView } from "./job.js";
 import { listen, live, pause, start } from "./live.js";
 import { overview } from "./overview.js";
 import { go, here } from "./pages.js";
+import { queueView } from "./queue.js";
+import { queuesView } from "./queues.js";
+import { schedulesView } from "./schedules.js";
 
-const VIEWS = { overview };
+const VIEWS = { overview, queues: queuesView, queue: queueView, job: jobView, find: findView, schedules: schedulesView };
 
 let shown = null;
 
 function show({ focus }) {
   const page = here();
   shown?.close?.();
-  const make = VIEWS[page.view];
+  const make = Object.hasOwn(VIEWS, page.view) ? VIEWS[page.view] : null;
   shown = make ? make(page) : { element: h("div", { class: "page" }, h("h1", null, "Nothing here"), h("p", null, "There is no such page.")), title: "Nothing here" };
   byId("main").replaceChildren(shown.element);
   document.title = shown.title + " · proteus-shards";
@@ -80,7 +84,7 @@ function tellTroubles() {
   told = text;
   const banner = byId("banner");
   banner.hidden = !text;
-  banner.replaceChildren(text, ...(live.state === "refused" ? [" ", h("button", { type: "button", onclick: () => askToken().then((given) => given && start()) }, "Enter a token")] : []));
+  banner.replaceChildren(text, ...(live.state === "refused" ? [" ", h("button", { type: "button", onclick: () => useToken }, "Enter a token")] : []));
 }
 
 listen((what) => {
@@ -95,13 +99,15 @@ function drawToken() {
   setAttribute(byId("token"), "data-on", hasToken() ? "" : null);
 }
 
-byId("token").addEventListener("click", async () => {
-  if (await askToken()) {
-    drawToken();
-    start();
-    show({ focus: false });
-  }
-});
+async function useToken() {
+  if (!(await askToken())) return;
+  drawToken();
+  await loadAccess();
+  start();
+  show({ focus: false });
+}
+
+byId("token").addEventListener("click", useToken);
 
 const THEMES = ["auto", "light", "dark"];
 
@@ -131,5 +137,6 @@ byId("theme").addEventListener("click", () => {
 drawTheme();
 drawToken();
 drawState();
+await loadAccess();
 show({ focus: false });
 start();
