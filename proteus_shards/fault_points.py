@@ -31,6 +31,11 @@ POINTS: dict[str, str] = {
     "link.sent": "the front has sent a frame of requests",
     "link.received": "the front has a frame of answers, and no client has any of them",
     "link.settled": "all answers of a frame are handed to the clients' connections",
+    "step.begun": "a step over several shards is open at its home, and no other shard knows of it",
+    "step.prepared": "all shards have promised their part of a step, and it is not decided",
+    "step.asked": "the home is about to be asked to decide",
+    "step.decided": "the front knows how a step was decided, and no other shard does",
+    "step.concluded": "all shards have done their part, and the client has no answer",
 }
 
 

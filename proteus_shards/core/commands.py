@@ -22,6 +22,19 @@ from proteus_shards.core.commands_jobs import Mode as Mode
 from proteus_shards.core.commands_jobs import Options as Options
 from proteus_shards.core.commands_jobs import Replace as Replace
 from proteus_shards.core.commands_jobs import Requeue as Requeue
+from proteus_shards.core.commands_steps import AskDecision as AskDecision
+from proteus_shards.core.commands_steps import Begin as Begin
+from proteus_shards.core.commands_steps import Conclude as Conclude
+from proteus_shards.core.commands_steps import Decide as Decide
+from proteus_shards.core.commands_steps import Decided as Decided
+from proteus_shards.core.commands_steps import EnqueueOnce as EnqueueOnce
+from proteus_shards.core.commands_steps import Forget as Forget
+from proteus_shards.core.commands_steps import JobRefusal as JobRefusal
+from proteus_shards.core.commands_steps import ListSteps as ListSteps
+from proteus_shards.core.commands_steps import OpenStep as OpenStep
+from proteus_shards.core.commands_steps import OpenSteps as OpenSteps
+from proteus_shards.core.commands_steps import Outcomes as Outcomes
+from proteus_shards.core.commands_steps import Prepare as Prepare
 from proteus_shards.core.extras import Extras
 
 
@@ -93,6 +106,14 @@ Command: TypeAlias = (
     | EnqueueAll
     | Replace
     | Requeue
+    | Begin
+    | Prepare
+    | Decide
+    | AskDecision
+    | Conclude
+    | Forget
+    | ListSteps
+    | EnqueueOnce
     | control.Fail
     | control.Release
     | control.GetJob
@@ -233,5 +254,17 @@ class Measures(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=120):
 
 
 Outcome: TypeAlias = (
-    Done | Delivered | Refused | Listed | Statistics | Measures | control.Jobs | control.Queues | control.Counted | control.Schedules
+    Done
+    | Delivered
+    | Refused
+    | Listed
+    | Statistics
+    | Measures
+    | control.Jobs
+    | control.Queues
+    | control.Counted
+    | control.Schedules
+    | Decided
+    | OpenSteps
+    | Outcomes
 )

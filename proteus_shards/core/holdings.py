@@ -50,6 +50,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     row_bytes_max: int | None = None  # the store's own limits, as `store.contract` says
     batch_rows_max: int | None = None
     batch_bytes_max: int | None = None
+    idempotency_keys_max: int = 1_000_000
+    idempotency_us_max: int = 3600 * SECOND_US
 
 
 class Holdings:

@@ -53,7 +53,9 @@ from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits,
 from proteus_shards.core.ledger import footprint, image_of
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, UNDELIVERED
 from proteus_shards.core.model import Job, RecordKey, RowKey
+from proteus_shards.core.once import Once
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.core.spans import RESERVED
 from proteus_shards.core.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ _UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
 _AWAY = Refused(Reason.BUSY, "the backing store is away")
 
 
-class Shard(Upkeep):
+class Shard(Once, Upkeep):
     """The queues of one shard, as commands see them."""
 
     def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
@@ -83,6 +85,7 @@ class Shard(Upkeep):
             Complete: self._complete,
             Undeliver: self._undeliver,
             ListDead: self._list_dead,
+            **self._step_handlers(),
             **self._control_handlers(),
             **self._upkeep_handlers(),
         }
@@ -113,6 +116,8 @@ class Shard(Upkeep):
             self._end_polls()
         if (first := self._graves.first()) is not None and first <= self._clock and not self.away:
             self._drop_old()
+        if self._kept_until <= self._clock:
+            self._sweep_kept()
         for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
             job.timed = False
         self._schedule.sweep(self.totals[SCHEDULED])
@@ -243,7 +248,16 @@ class Shard(Upkeep):
         if queue is None:
             queue = self._make_queue(command.queue)
         self._make_room(command)
+        job = self._admit(queue, command)
+        self._settle(queue, key, ENQUEUED, job, None, write=job.persist)
+        if queue.waiters:
+            self._match(queue)
+
+    def _admit(self, queue: Queue, command: Enqueue, created_at: int | None = None) -> Job:
+        """Make a new job and put it in its place. With `created_at` it takes the place of one that was made then."""
         clock, run_at = self._clock, command.run_at_us
+        if created_at is not None and run_at is None:
+            run_at = self._wall
         self._seq += 1
         job = Job(
             queue=queue.name,
@@ -256,7 +270,7 @@ class Shard(Upkeep):
             max_retries=command.max_retries,
             payload=command.payload,
             state=command.state or None,
-            created_at=clock,
+            created_at=clock if created_at is None else created_at,
             updated_at=clock,
         )
         scheduled = run_at is not None and run_at > self._wall
@@ -266,9 +280,7 @@ class Shard(Upkeep):
         queue.place(job, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
         if scheduled:
             self._arm(queue, job)
-        self._settle(queue, key, ENQUEUED, job, None, write=job.persist)
-        if queue.waiters:
-            self._match(queue)
+        return job
 
     def _refusal(self, queue: Queue | None, command: Enqueue) -> Refused | None:
         limits = self.limits
@@ -284,6 +296,8 @@ class Shard(Upkeep):
                 return _AWAY
         if (command.queue, command.id) in self._doubt:
             return _AWAY
+        if self._reserved and (command.queue, command.id) in self._reserved:
+            return RESERVED
         if queue is None and len(self.queues) >= limits.queues_max:
             return Refused(Reason.FULL, f"the shard holds {limits.queues_max} queues, its limit (queues_max)")
         if queue is not None and len(queue.jobs) >= limits.queue_jobs_max:

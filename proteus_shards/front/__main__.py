@@ -36,9 +36,11 @@ from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.metrics import Page
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
+from proteus_shards.front.spans import find_left
 from proteus_shards.front.viewers import Viewers
 
 LINKS_SECONDS_MAX = 1.0
+LOOK_SECONDS = 2.0  # between two looks for steps that were left
 SPARE_DESCRIPTORS = 128  # for links, logs and what libraries keep open
 
 log = logging.getLogger("proteus_shards.front")
@@ -119,14 +121,10 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, drain)
         nursery.start_soon(watch_lifeline, drain)
-        nursery.start_soon(beat_forever)
-        nursery.start_soon(page.keep_forever)
-        if access is not None:
-            nursery.start_soon(access.watch_forever)
-        if viewers is not None:
-            nursery.start_soon(viewers.run)
-        for link in links:
-            nursery.start_soon(link.run)
+        watches = [access.watch_forever] if access is not None else []
+        looks = [viewers.run] if viewers is not None else []
+        for work in (beat_forever, page.keep_forever, partial(carry_on_forever, router), *watches, *looks, *(link.run for link in links)):
+            nursery.start_soon(work)
         with trio.move_on_after(LINKS_SECONDS_MAX):
             for link in links:
                 await link.wait_connected()
@@ -181,6 +179,13 @@ async def beat_forever() -> None:
     while True:
         beat()
         await trio.sleep(BEAT_SECONDS)
+
+
+async def carry_on_forever(router: Router) -> None:
+    """Take steps over several shards to their end that another front has left."""
+    while len(router.links) > 1:
+        await trio.sleep(LOOK_SECONDS)
+        find_left(router, [link for link in router.links if link.connected])
 
 
 def exit_after(seconds: float) -> None:

@@ -23,7 +23,28 @@ from typing import Any, TypeAlias
 import msgspec
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, ListDead, Listed, Next, Outcome, Refused
+from proteus_shards.core.commands import (
+    AskDecision,
+    Begin,
+    Complete,
+    Conclude,
+    Decide,
+    Delivered,
+    Done,
+    Enqueue,
+    EnqueueAll,
+    EnqueueOnce,
+    Forget,
+    Heartbeat,
+    ListDead,
+    Listed,
+    Next,
+    Outcome,
+    Prepare,
+    Refused,
+    Replace,
+    Requeue,
+)
 from proteus_shards.core.commands_control import Change, GetJob, GetQueue, ListJobs, Purge, Redrive, SetQueue
 from proteus_shards.core.model import name_fault
 from proteus_shards.front.answers import (
@@ -48,8 +69,10 @@ SEQ_MAX = 2**63 - 1
 KNOWN_QUERIES_MAX = 1024
 KNOWN_QUERY_BYTES_MAX = 256
 
+SpanCommand: TypeAlias = Begin | Prepare | Decide | AskDecision | Conclude | Forget
+StepCommand: TypeAlias = EnqueueAll | EnqueueOnce | Replace | Requeue | SpanCommand
 QueueCommand: TypeAlias = (
-    Enqueue | Next | Heartbeat | Complete | ListDead | GetQueue | SetQueue | GetJob | ListJobs | Purge | Redrive | Change
+    Enqueue | Next | Heartbeat | Complete | ListDead | GetQueue | SetQueue | GetJob | ListJobs | Purge | Redrive | Change | StepCommand
 )
 
 

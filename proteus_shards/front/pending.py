@@ -102,4 +102,5 @@ def weigh(command: Command) -> int:
         return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.payload) + len(command.state or b"")
     if isinstance(command, Heartbeat):
         return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.state or b"")
-    return REQUEST_BYTES + len(getattr(command, "queue", ""))
+    jobs = getattr(command, "jobs", ())
+    return REQUEST_BYTES + len(getattr(command, "queue", "")) + sum(map(weigh, jobs))

@@ -10,7 +10,7 @@ import msgspec
 from proteus_shards.core.commands import Command, Delivered, Delivery, Done, Enqueue, ListDead, Listed, Next, Outcome, Reason, Refused
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.ledger import Note, footprint
-from proteus_shards.core.model import Batch, Job, Mark, Row, RowKey, Status
+from proteus_shards.core.model import Batch, Job, Mark, Record, RecordKey, Row, RowKey, Status
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.shard import Shard
 
@@ -45,6 +45,7 @@ class FakeStore:
         self.rows: dict[RowKey, Row] = {}
         self.damaged: list[Row] = []  # rows that are no jobs; no batch may name them
         self.batches: list[Batch] = []
+        self.records: dict[RecordKey, bytes] = {}
 
     def commit(self, batch: Batch) -> None:
         """Write a batch, all of it."""
@@ -64,7 +65,17 @@ class FakeStore:
         assert len(places) == len(set(places)), "two rows of one slot and seq"
         assert len(names) == len(set(names)), "two live rows of one queue and id"
         assert all(row.slot == slot_of(row.queue) for row in self.rows.values())
+        records = [RecordKey(record.slot, record.kind, record.name) for record in batch.records]
+        assert len(records) == len(set(records)), "a batch names a record twice"
+        for record_key, record in zip(records, batch.records, strict=True):
+            self.records.pop(record_key, None)
+            if record.value is not None:
+                self.records[record_key] = record.value
         self.batches.append(batch)
+
+    def load_records(self) -> list[Record]:
+        """Return all records."""
+        return [Record(key.slot, key.kind, key.name, value) for key, value in self.records.items()]
 
     def load(self) -> list[Row]:
         """Return all rows, in the order in which a shard wants them."""
@@ -99,6 +110,7 @@ class Bench:
         self.keys = count(1)
         self.shard = Shard(self.limits, run_ids())
         self.shard.advance(now, wall)
+        self.damaged_records = self.shard.load_records(self.store.load_records())
         self.damaged = self.shard.load(self.store.load())
         self.shard.finish_load()
 
@@ -222,6 +234,7 @@ class Bench:
         """Bring the store back, with the truth about the rows in doubt."""
         keys = list(keys)
         self.shard.adopt(keys, self.store.read(keys))
+        self.shard.adopt_records(self.shard.records_in_doubt, self.store.records)
         self.shard.heal()
         self.collect()
 

@@ -93,10 +93,10 @@ def test_a_server_whose_processes_end_at_the_worst_place_breaks_no_rule(results:
 
 
 def test_every_place_is_struck_by_some_trial() -> None:
-    """A new place must be added to the trials."""
+    """A new place must be added to the trials; those in steps over several shards have a test of their own."""
     tried = {word.partition("=")[0] for trial in TRIALS.values() for word in trial.points.split()}
 
-    assert set(POINTS) == tried
+    assert {name for name in POINTS if not name.startswith("step.")} == tried
 
 
 @pytest.mark.parametrize("text", ["nowhere=exit:1", "shard.cut=fly:1", "shard.cut", "seed=x", "shard.cut=exit:often", "shard.cut=exit:0"])

@@ -14,25 +14,38 @@ from hypothesis import strategies as st
 from proteus_shards import __version__
 from proteus_shards.core import commands_control as control
 from proteus_shards.core.commands import (
+    AskDecision,
+    Begin,
     Cancel,
     Command,
     Complete,
+    Conclude,
     DeadLetter,
+    Decide,
+    Decided,
     Delivered,
     Delivery,
     Done,
     Enqueue,
     EnqueueAll,
+    EnqueueOnce,
+    Forget,
     Heartbeat,
     Inspect,
+    JobRefusal,
     ListDead,
     Listed,
+    ListSteps,
     Measure,
     Measures,
     Mode,
     Next,
+    OpenStep,
+    OpenSteps,
     Options,
     Outcome,
+    Outcomes,
+    Prepare,
     QueueMeasure,
     Reason,
     Refused,
@@ -125,6 +138,17 @@ COMMANDS: list[Command] = [
     control.ListSchedules(),
     control.ListSchedules(LONG, 2**53, LONG),
 ]
+COMMANDS += [
+    Begin(LONG, RUN),
+    Prepare(LONG, RUN, LONG, [JOB]),
+    Decide(LONG, RUN, [], Mode.UNIQUE, [LONG]),
+    Decide(LONG, RUN, [JOB], Mode.UNIQUE, [], LONG, RUN),
+    AskDecision(LONG, RUN),
+    Conclude(LONG, RUN, done=True),
+    Forget(LONG, RUN),
+    ListSteps(2**62),
+    EnqueueOnce(LONG, LONG, EVERY_BYTE, [JOB]),
+]
 
 DELIVERY = Delivery(LONG, LONG, TIMEOUT_SECONDS_MAX, True, -1, EVERY_BYTE, EVERY_BYTE, TIME_US_MAX, RUN, 2**40, 0, TIME_US_MAX)
 LETTER = DeadLetter(LONG, LONG, 2**62, 0, False, 0, EVERY_BYTE, None, None, 1, "timeout", 0, TIME_US_MAX)
@@ -174,6 +198,10 @@ OUTCOMES: list[Outcome] = [
     control.Counted(0, more=True, after=2**62),
     control.Schedules([]),
     control.Schedules([control.ScheduleView(LONG, LONG, EVERY_BYTE, TIME_US_MAX, TIME_US_MAX, 2**53, 2**53)], LONG),
+    Decided(done=True),
+    OpenSteps([]),
+    OpenSteps([OpenStep(RUN, LONG, LONG, []), OpenStep(RUN, LONG, None, [LONG])]),
+    Outcomes([None, JobRefusal(Reason.FULL, LONG, None)]),
     Measures([], []),
     Measures([("name", ["label", ""], 1), ("histogram", [], [1, 0.5])], [QueueMeasure(LONG, 1, 2, 3, 4, 2**62)]),
 ]

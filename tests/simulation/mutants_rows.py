@@ -59,9 +59,9 @@ def completion_not_written(patch: Patch) -> None:
     """A completed job is gone from memory, and its row stays."""
     write = ledger._write
 
-    def lazy(segment: Any, job: Job, *, state_set: bool) -> None:
+    def lazy(segment: Any, job: Job, parts: int) -> None:
         if not (job.status is Status.GONE and job.stored):
-            write(segment, job, state_set=state_set)
+            write(segment, job, parts)
 
     patch(ledger, "_write", lazy)
 

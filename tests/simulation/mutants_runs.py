@@ -123,7 +123,7 @@ def short_runs_after_a_restart(patch: Patch) -> None:
             job.deadline = self._now
             self._deadlines.add(job.deadline, job)
         self._recovered_runs = []
-        self._order_dead()
+        self._order_dead(self.queues.values())
 
     patch(Holdings, "finish_load", finish)
 

@@ -90,14 +90,9 @@ class Plan:
             dead_letters_us_max=self.dead_us_max,
             keeps=True,
             row_bytes_max=self.row_bytes_max,
-            **self._batch_limits(),
+            batch_rows_max=self.batch_rows_max,
+            batch_bytes_max=self.batch_bytes_max,
         )
-
-    def _batch_limits(self) -> dict[str, int | None]:
-        if "batch_rows_max" not in Limits.__struct_fields__:
-            self.batch_rows_max = self.batch_bytes_max = None
-            return {}
-        return {"batch_rows_max": self.batch_rows_max, "batch_bytes_max": self.batch_bytes_max}
 
     def _pick(self, options: Sequence[T]) -> T:
         return options[int(self.random.random() * len(options))]
