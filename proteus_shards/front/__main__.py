@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
@@ -121,9 +121,10 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, drain)
         nursery.start_soon(watch_lifeline, drain)
-        watches = [access.watch_forever] if access is not None else []
-        looks = [viewers.run] if viewers is not None else []
-        for work in (beat_forever, page.keep_forever, partial(carry_on_forever, router), *watches, *looks, *(link.run for link in links)):
+        works: list[Callable[[], Awaitable[None]]] = [beat_forever, page.keep_forever, partial(carry_on_forever, router)]
+        works += [access.watch_forever] if access is not None else []
+        works += [viewers.run] if viewers is not None else []
+        for work in (*works, *(link.run for link in links)):
             nursery.start_soon(work)
         with trio.move_on_after(LINKS_SECONDS_MAX):
             for link in links:

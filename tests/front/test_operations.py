@@ -205,7 +205,7 @@ def test_a_next_is_read_from_its_parameters(query: bytes, command: Next) -> None
         (b"queue=q&wait=", "wait"),
         (b"queue=q&wait=-1", "wait"),
         (b"queue=q&wait=60.1", "wait"),
-        (b"queue=q&wait=1e1", "wait"),
+        (b"queue=q&wait=1e", "wait"),
         (b"queue=q&wait=NaN", "wait"),
         (b"queue=q&wait=inf", "wait"),
         (b"queue=q&wait=.5", "wait"),
