@@ -93,7 +93,10 @@ METRICS: dict[str, Metric] = {
     "proteus_heartbeats_total": Metric("counter", ("shard",), "heartbeats accepted"),
     "proteus_jobs_completed_total": Metric("counter", ("shard",), "jobs completed, in flight or not"),
     "proteus_run_timeouts_total": Metric("counter", ("shard",), "runs that timed out"),
-    "proteus_jobs_retried_total": Metric("counter", ("shard",), "jobs that went back to the front of their queue after a timeout"),
+    "proteus_runs_failed_total": Metric("counter", ("shard",), "runs that their runners have said to have failed"),
+    "proteus_runs_released_total": Metric("counter", ("shard",), "runs that were given up without spending a retry"),
+    "proteus_jobs_retried_total": Metric("counter", ("shard",), "jobs that went back to their queue after a timeout or a failure"),
+    "proteus_jobs_expired_total": Metric("counter", ("shard",), "jobs that waited for longer than their ttl, and became dead letters"),
     "proteus_jobs_died_total": Metric("counter", ("shard",), "jobs that became dead letters"),
     "proteus_dead_letters_dropped_total": Metric(
         "counter", ("shard",), "dead letters dropped (dead_letters_max, dead_letters_seconds_max)"

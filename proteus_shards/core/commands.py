@@ -178,6 +178,8 @@ class Refused(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=103):
     detail: str
     field: str | None = None
     retry_after: int = 1  # seconds; counts for BUSY, FULL and UNKNOWN
+    held_by: bytes | None = None  # NOT_FOUND because another run has the job: its run_id
+    held_until: int | None = None  # and when that will time out, if nothing is heard of it (microseconds since the Unix epoch)
 
 
 class DeadLetter(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -36,7 +36,7 @@ from proteus_shards.core.commands_control import (
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, Key, Limits, answer_bytes
 from proteus_shards.core.model import Kind, RecordKey, name_fault
 from proteus_shards.core.placement import slot_of
-from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, SCHEDULED, Queue
+from proteus_shards.core.queue import DEAD, GONE, Queue
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings, SettingFault, kept, merge, read_kept
 from proteus_shards.core.views import LOOK_MAX, job_view, place_in, portions, queue_view, read_cursor, write_cursor
 from proteus_shards.errors import RecordError
@@ -57,8 +57,8 @@ _SAME = object()
 class Control(Alarms):
     """The queues of one shard, and what operators ask of them."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
-        super().__init__(limits, new_run_id)
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__(limits, new_run_id, draw)
         self._scans: deque[Iterator[None]] = deque()
         self._record_takers[Kind.QUEUE] = self._take_settings
 
@@ -109,22 +109,14 @@ class Control(Alarms):
         record = RecordKey(queue.slot, Kind.QUEUE, queue.name)
 
         def undo() -> None:
-            self._settle_settings(queue, before)
+            self._settle_settings(queue, before, match=False)  # whoever undoes this serves the polls at its end
 
         self._write_record(queue, key, DONE, record, None if after == DEFAULT_SETTINGS else kept(after), undo)
         self._settle_settings(queue, after)
 
-    def _settle_settings(self, queue: Queue, settings: QueueSettings) -> None:
-        before = queue.settings
-        queue.settings = DEFAULT_SETTINGS if settings == DEFAULT_SETTINGS else settings
-        self._settings_changed(queue, before)
-
-    def _settings_changed(self, queue: Queue, before: QueueSettings) -> None:
-        """Do what follows at once from other settings of a queue."""
-        if queue.dead:
-            self._file_dead(queue)
-        if before.paused and not queue.settings.paused:
-            self._match(queue)
+    def _settle_settings(self, queue: Queue, settings: QueueSettings, *, match: bool = True) -> None:
+        before, queue.settings = queue.settings, settings
+        self._settings_changed(queue, before, match=match)
 
     def _take_settings(self, key: RecordKey, value: bytes | None) -> None:
         if (fault := name_fault(key.name)) is not None:
@@ -147,11 +139,7 @@ class Control(Alarms):
     def view_of(self, name: str) -> QueueView:
         """Return one queue as it is now, used or not."""
         queue = self.queues.get(name)
-        return queue_view(name, queue, 0 if queue is None else self.waited_us(queue), 0 if queue is None else self.blocked_in(queue))
-
-    def blocked_in(self, queue: Queue) -> int:  # noqa: ARG002
-        """Return how many jobs of a queue wait for another of their key."""
-        return 0
+        return queue_view(name, queue, 0 if queue is None else self.waited_us(queue), 0 if queue is None else queue.blocked)
 
     def _get_queue(self, key: Key | None, command: GetQueue) -> None:
         self._answer(self.queues.get(command.queue), key, Queues([self.view_of(command.queue)]))
@@ -169,32 +157,8 @@ class Control(Alarms):
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
-    def explain(self, queue: Queue, job: Job) -> tuple[list[str], str | None, int | None]:
-        """Say why a job does not run: what it waits for, the id of the job of its key that is in the way, and when that is over, where that is known."""
-        if job.status is SCHEDULED:
-            return ["scheduled"], None, job.run_at
-        if job.status in {IN_FLIGHT, DEAD}:
-            return [], None, None
-        if queue.settings.paused:
-            return ["paused"], None, None
-        return ["no_runner" if queue.head() is job else "behind"], None, None
-
-    def state_of(self, queue: Queue, job: Job) -> State:
-        """Return the state of a job, as users call it."""
-        if job.status is SCHEDULED:
-            return State.BACKING_OFF if job.extras is not None and job.extras.not_before is not None else State.SCHEDULED
-        if job.status is IN_FLIGHT:
-            return State.IN_FLIGHT
-        if job.status is DEAD:
-            return State.DEAD
-        return State.BLOCKED if self.is_blocked(queue, job) else State.READY
-
-    def is_blocked(self, queue: Queue, job: Job) -> bool:  # noqa: ARG002
-        """Say whether a job that is ready waits for another of its key."""
-        return False
-
     def _view(self, queue: Queue, job: Job, *, bodies: bool = True) -> JobView:
-        return job_view(job, self.state_of(queue, job), self._now, self.explain(queue, job), bodies=bodies)
+        return job_view(job, self.state_of(job), self._now, self.explain(queue, job), bodies=bodies)
 
     def _tell_jobs(self, key: Key | None, found: list[tuple[Queue, Job]]) -> None:
         """Answer with those of these jobs that still exist, as many as an answer has room for."""
@@ -266,7 +230,7 @@ class Control(Alarms):
         for number, portion in enumerate(portions(jobs.values())):
             if number:
                 yield
-            fitting = (job for job in portion if self._fits(queue, job, command) and (after is None or place(job) > after))
+            fitting = (job for job in portion if self._fits(job, command) and (after is None or place(job) > after))
             picked = nsmallest(command.count + 1, chain(picked, fitting), key=place)
         views: list[JobView] = []
         size = 0
@@ -278,15 +242,15 @@ class Control(Alarms):
                 cursor = write_cursor(place(last))
                 break
             last = job
-            if self._fits(queue, job, command):
+            if self._fits(job, command):
                 views.append(self._view(queue, job, bodies=command.bodies))
         self.answered_bytes += size
         self._answer(queue, key, Jobs(views, cursor))
 
-    def _fits(self, queue: Queue, job: Job, command: ListJobs) -> bool:
+    def _fits(self, job: Job, command: ListJobs) -> bool:
         """Say whether a list shall have a job."""
         if job.status is GONE or (command.created_before is not None and job.created_at >= command.created_before):
             return False
         if command.key is not None and (job.extras is None or job.extras.key != command.key):
             return False
-        return command.state_name is None or self.state_of(queue, job) == command.state_name
+        return command.state_name is None or self.state_of(job) == command.state_name

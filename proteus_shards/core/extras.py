@@ -63,6 +63,40 @@ class Extras(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 NO_EXTRAS = Extras()
 
+
+def extras_bytes(extras: Extras | None) -> int:
+    """Return about how many bytes extras take in an answer or a row, at most."""
+    if extras is None:
+        return 0
+    errors = sum(64 + 4 * len(attempt.error or "") for attempt in extras.history)
+    return 256 + 4 * (len(extras.key or "") + len(extras.trace or "") + len(extras.schedule or "")) + errors
+
+
+def with_attempt(extras: Extras | None, attempt: Attempt, not_before: int | None, bytes_max: int | None = None) -> Extras | None:
+    """Return extras with one more attempt in their history, which keeps `HISTORY_MAX` of them and, packed, takes no more than `bytes_max`."""
+    extras = extras or NO_EXTRAS
+    history = (*extras.history, attempt)
+    if len(history) > HISTORY_MAX:
+        history = (history[0], *history[1 - HISTORY_MAX :])
+    extras = msgspec.structs.replace(extras, history=history, not_before=not_before)
+    while bytes_max is not None and extras.history and len(_encoder.encode(extras)) > bytes_max:
+        extras = msgspec.structs.replace(extras, history=_shortened(extras.history))
+    return slim(extras)
+
+
+def slim(extras: Extras) -> Extras | None:
+    """Return None for extras that say nothing."""
+    return None if extras == NO_EXTRAS else extras
+
+
+def _shortened(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    """Return a history without its oldest error, or, where it has none, without its oldest attempt."""
+    for place, attempt in enumerate(history):
+        if attempt.error is not None:
+            return (*history[:place], msgspec.structs.replace(attempt, error=None), *history[place + 1 :])
+    return history[1:]
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Extras)
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

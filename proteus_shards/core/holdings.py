@@ -1,36 +1,38 @@
 """The jobs of a shard and the books about them: what every operation is made of.
 
-`Holdings` knows where each job is, files what happens by itself, keeps the ledger, and hands jobs out. Its subclass `Shard`
-is what is asked from outside, and says which change each command makes. Split there only so that each fits a reader's head.
+`Holdings` knows where each job is, files what happens by itself, and keeps the ledger. On it stand, each a subclass of the one before and
+split there only so that each fits a reader's head: `Deliveries` (hands jobs out), `Runs` (ends what was begun), `Alarms` (what comes by
+itself), and `Shard`, which is what is asked from outside.
 """
 
 from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import msgspec
 
-from proteus_shards.core.commands import Delivered, Delivery, Enqueue, Outcome
+from proteus_shards.core.commands import Delivered, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
-from proteus_shards.core.extras import unpack_extras
-from proteus_shards.core.ledger import Image, Ledger, Note, Undo, footprint, image_of
-from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters
-from proteus_shards.core.model import COUNT_MAX, SECOND_US, Job, Record, RecordKey, Row, RowKey, Status, job_of
+from proteus_shards.core.extras import extras_bytes, unpack_extras
+from proteus_shards.core.ledger import Image, Ledger, Note, Undo, footprint
+from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RELEASED, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters
+from proteus_shards.core.model import COUNT_MAX, SECOND_US, TIME_US_MIN, Job, Record, RecordKey, Row, RowKey, Status, job_of
 from proteus_shards.core.placement import slot_of
-from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, Queue, Waiter
 from proteus_shards.errors import RecordError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from proteus_shards.core.extras import Extras
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024  # an answer of several jobs stops before the one that would pass this, so that it fits a frame
 WALL_STEP_US = 60 * SECOND_US  # a wall clock that gains this much on the monotonic one has been set
 
 Key: TypeAlias = "Hashable"
 
-_DELIVER = TRANSITIONS[Verb.DELIVER]
 _STATUSES = tuple(Status)
 _OF_MANY = frozenset({"purged", "redriven", "fired", "missed"})  # notes whose counters have their names
 
@@ -55,9 +57,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holdings:
-    """The queues of one shard. `new_run_id` returns 16 fresh random bytes at each call (a UUID)."""
+    """The queues of one shard. `new_run_id` returns 16 fresh random bytes at each call (a UUID), `draw` a random number from 0 to below 1."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
         self.limits = limits
         self.away = False  # the store can't be written; set here at a failure, cleared by `heal`
         self.queues: dict[str, Queue] = {}
@@ -67,6 +69,7 @@ class Holdings:
         self.notes: list[Note] = []
         self.answered_bytes = 0  # of jobs in answers, since the owner has last set it to 0
         self._new_run_id = new_run_id
+        self._draw = draw
         self._now = 0
         self._wall = 0
         self._clock = 0
@@ -76,13 +79,13 @@ class Holdings:
         self._rows_max = limits.batch_rows_max or sys.maxsize
         self._ledger = Ledger(self._rows_max, limits.batch_bytes_max or sys.maxsize)
         self._bounded = limits.batch_rows_max is not None or limits.batch_bytes_max is not None
-        # one delivery is one operation, and should leave room beside it
-        self._delivery_bytes_max = min(ANSWER_BYTES_MAX, (limits.batch_bytes_max or sys.maxsize) // 2)
         self._doubt: dict[tuple[str, str], None] = {}
         self._recovered_runs: list[Job] = []
         self._waiting: dict[Key, Waiter] = {}
         self._deadlines: Deadlines[Job] = Deadlines(lambda job: job.deadline if job.status is IN_FLIGHT else None)
-        self._schedule: Deadlines[Job] = Deadlines(lambda job: job.run_at if job.status is SCHEDULED else None)
+        self._schedule: Deadlines[Job] = Deadlines(lambda job: due_at(job) if job.status is SCHEDULED else None)
+        self._expiries: Deadlines[Job] = Deadlines(lapses_at)
+        self._refills: Deadlines[Queue] = Deadlines(lambda queue: queue.refill_at if queue.waiters else None)
         self._polls: Deadlines[Waiter] = Deadlines(lambda waiter: waiter.until if self._waiting.get(waiter.key) is waiter else None)
         self._graves: Deadlines[Queue] = Deadlines(self._dead_until)
         self._aging: dict[Queue, None] = {}  # those that are filed in it
@@ -105,10 +108,10 @@ class Holdings:
                 self._settle_in(job_of(row), Status(row.status))
             else:
                 assert queue is not None
-                status = self._due_status(job, Status(row.status))
-                deadline = self._now + row.timeout * SECOND_US
                 extras = unpack_extras(row.extras)
-                image: Image = (status, row.attempt, row.run_id, deadline, row.updated_at, row.state, row.reason, extras)
+                status = self._due_status(row.run_at, extras, Status(row.status))
+                deadline = self._now + row.timeout * SECOND_US
+                image: Image = (status, row.attempt, row.run_id, deadline, row.updated_at, row.state, row.reason, extras, job.started_at)
                 job.stored = True
                 self._restore(queue, job, image)
         names = {row.queue for row in rows.values() if row.status == DEAD}
@@ -184,68 +187,6 @@ class Holdings:
         self._ledger.write_record(key, value)
         self._ledger.log(queue, answer_key, answer, None, undo)
 
-    # --- delivery ----------------------------------------------------------------------------------------------
-
-    def _match(self, queue: Queue) -> None:
-        while queue.waiters:
-            head = queue.head()
-            if head is None or (self.away and head.persist):
-                return
-            key, waiter = queue.waiters.popitem(last=False)
-            del self._waiting[key]
-            self._hand_out(queue, key, waiter.count)
-
-    def _hand_out(self, queue: Queue, key: Key | None, count: int) -> None:
-        taken: list[tuple[Job, Image]] = []
-        deliveries: list[Delivery] = []
-        if self._bounded:
-            count = self._bound_delivery(queue, count)
-        logged = queue.pending > 0
-        size = 0
-        while len(taken) < count:
-            job = queue.head()
-            if job is None or (self.away and job.persist):
-                break
-            size += answer_bytes(job)
-            if taken and size > self._delivery_bytes_max:
-                break
-            taken.append((job, image_of(job)))
-            job.attempt += 1
-            job.run_id = self._new_run_id()
-            job.updated_at = job.started_at = self._clock
-            self._restart_timeout(job)
-            queue.place(job, _DELIVER[job.status])
-            self._arm(queue, job)
-            logged = logged or job.persist
-            deliveries.append(_delivery(job))
-        outcome = Delivered(deliveries)
-        self.answered_bytes += size
-        if not logged:
-            self._emit(key, outcome)
-            return
-        for job, image in taken:
-            job.delivering = self._ledger.number
-            last = job is taken[-1][0]
-            if job.persist:
-                self._touch(job)
-            self._ledger.log(queue, key if last else None, outcome if last else None, job, image)
-
-    def _bound_delivery(self, queue: Queue, count: int) -> int:
-        """Make room for a delivery in the ledger, and return how many jobs it may have."""
-        count = min(count, self._rows_max)
-        head = queue.head()
-        if head is not None:
-            rows = min(count, queue.counts[READY])
-            size = answer_bytes(head)
-            self._ledger.make_room(rows, size if rows == 1 else max(size, self._delivery_bytes_max))
-        return count
-
-    def cancel(self, key: Key) -> None:
-        """Forget a waiting `next`, unanswered."""
-        if (waiter := self._waiting.pop(key, None)) is not None:
-            del waiter.queue.waiters[key]
-            self._forget_if_empty(waiter.queue)
-
     # --- bookkeeping -------------------------------------------------------------------------------------------
 
     def _make_room(self, job: Job | Enqueue, more: int = 0) -> None:
@@ -283,11 +224,13 @@ class Holdings:
             if not job.timed:
                 job.timed = True
                 self._deadlines.add(job.deadline, job)
-        elif job.status is SCHEDULED:
-            assert job.run_at is not None
-            self._schedule.add(job.run_at, job)
         elif job.status is DEAD:
             self._bury(queue)
+        else:
+            if job.status is SCHEDULED:
+                self._schedule.add(due_at(job), job)
+            if job.extras is not None and (lapses := lapses_at(job)) is not None:
+                self._expiries.add(lapses, job)
 
     def _restart_timeout(self, job: Job) -> None:
         job.deadline = max(job.deadline, self._now + job.timeout * SECOND_US)
@@ -344,7 +287,7 @@ class Holdings:
         """Place a job that comes from the store."""
         queue = self.queues.get(job.queue) or self._make_queue(job.queue)
         job.queue = queue.name  # one string for all
-        status = self._due_status(job, status)
+        status = self._due_status(job.run_at, job.extras, status)
         if job.ready_at > self._clock and (status is READY or status is IN_FLIGHT):
             self._clock = job.ready_at
         self._clock = max(self._clock, job.created_at, job.updated_at)
@@ -352,12 +295,14 @@ class Holdings:
             self._restart_timeout(job)
         self._weigh(queue, footprint(job))
         queue.place(job, status)
-        if status is not READY:
+        if status is not READY or job.extras is not None:
             self._arm(queue, job)
 
-    def _due_status(self, job: Job, status: Status) -> Status:
-        """Return the status that a stored one stands for: a waiting job may still be scheduled."""
-        return SCHEDULED if status is READY and job.run_at is not None and job.run_at > self._wall else status
+    def _due_status(self, run_at: int | None, extras: Extras | None, status: Status) -> Status:
+        """Return the status that a stored one stands for: a waiting job may still be scheduled, or back off."""
+        if status is not READY or (run_at is None and extras is None):
+            return status
+        return SCHEDULED if due_time(run_at, extras) > self._wall else READY
 
     def _restore(self, queue: Queue, job: Job, image: Image | None) -> None:
         """Put a job back as it was (None: it was not there)."""
@@ -365,7 +310,8 @@ class Holdings:
             self._weigh(queue, -footprint(job))
         status = GONE
         if image is not None:
-            status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason, job.extras = image
+            status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason, extras, job.started_at = image
+            job.extras = extras
             job.deadline = max(job.deadline, deadline)  # a run's time may have begun since, with the release of its delivery
         if status is not GONE:
             self._weigh(queue, footprint(job))
@@ -393,8 +339,8 @@ class Holdings:
         else:
             self._emit(key, answer, job, image)
 
-    def _answer(self, queue: Queue | None, key: Key | None, outcome: Outcome) -> None:
-        """Answer a command that changed nothing, after what is logged before it in its queue."""
+    def _answer(self, queue: Queue | None, key: Key | None, outcome: Outcome | Note) -> None:
+        """Answer a command that changed nothing (or note what did), after what is logged before it in its queue."""
         if queue is not None and queue.pending:
             self._ledger.log(queue, key, outcome, None, None)
         else:
@@ -425,6 +371,8 @@ class Holdings:
             counters.heartbeats += 1
         elif answer is UNDELIVERED:
             counters.undelivered += 1
+        elif answer is RELEASED:
+            counters.released += 1
         elif isinstance(answer, Note):
             self._note(answer)
             return
@@ -433,39 +381,46 @@ class Holdings:
 
     def _note(self, note: Note) -> None:
         self.notes.append(note)
-        if note.kind in _OF_MANY:
-            setattr(self.counters, note.kind, getattr(self.counters, note.kind) + note.count)
-        elif note.kind == "dropped":
-            self.counters.dead_dropped += 1
-        else:
-            self.counters.timeouts += 1
-            self.counters.died += note.kind == "died"
+        counters, kind, cause = self.counters, note.kind, note.reason or note.kind
+        if kind in _OF_MANY:
+            setattr(counters, kind, getattr(counters, kind) + note.count)
+            return
+        counters.dead_dropped += kind == "dropped"
+        counters.died += kind == "died"
+        counters.timeouts += cause == "timeout"
+        counters.failed += cause == "failed"
+        counters.expired += cause == "expired"
+        counters.retried += kind in ("timeout", "failed")
 
     def waited_us(self, queue: Queue) -> int:
         """Return for how long the oldest ready job of a queue could have started; 0 where none is ready."""
-        head = queue.head()
-        return max(0, self._clock - head.ready_at) if head is not None else 0
+        since = queue.oldest()
+        return max(0, self._clock - since) if since is not None else 0
 
 
 def answer_bytes(job: Job | Enqueue) -> int:
     """Return the most bytes that a job takes in an answer or a row."""
-    return footprint(job) + 4 * (len(job.queue) + len(job.id)) + 256
+    size = footprint(job) + 4 * (len(job.queue) + len(job.id)) + 256
+    if type(job) is Job:
+        return size if job.extras is None else size + extras_bytes(job.extras)
+    options = cast("Enqueue", job).options
+    return size if options is None else size + 256 + 4 * (len(options.key or "") + len(options.trace or ""))
 
 
-def _delivery(job: Job) -> Delivery:
-    assert job.run_id is not None
-    return Delivery(
-        job.queue,
-        job.id,
-        job.timeout,
-        job.persist,
-        job.max_retries,
-        job.payload,
-        job.state,
-        job.run_at,
-        job.run_id,
-        job.attempt,
-        job.created_at,
-        job.updated_at,
-        job.extras,
-    )
+def due_at(job: Job) -> int:
+    """Return when a job that is SCHEDULED will be ready."""
+    return due_time(job.run_at, job.extras)
+
+
+def due_time(run_at: int | None, extras: Extras | None) -> int:
+    """Return when a job with these may be ready."""
+    if extras is not None and extras.not_before is not None:
+        return extras.not_before
+    return run_at if run_at is not None else TIME_US_MIN
+
+
+def lapses_at(job: Job) -> int | None:
+    """Return when a job dies of its ttl, if it still waits then, or None where it does not wait or has none."""
+    if job.extras is None or job.extras.expires_at is None or not (job.status is READY or job.status is SCHEDULED):
+        return None
+    return job.extras.expires_at + 1

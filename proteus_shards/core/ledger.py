@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 class Note(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened without a request, for the log and the counters. `kind`: timeout, died or dropped.
+    """Something that happened without a request, or to more than it asked for, for the log and the counters.
 
-    Or to many jobs at once, whose number is `count`: purged, redriven.
+    `kind`: "timeout" or "failed" (retries are left), "died" (`reason` says of what) or "dropped". Or to many jobs at once, whose number is `count`:
+    "purged", "redriven".
     """
 
     kind: str
@@ -43,9 +44,10 @@ class Note(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     persist: bool
     count: int = 1
+    reason: str | None = None
 
 
-Image: TypeAlias = "tuple[Status, int, bytes | None, int, int, bytes | None, str | None, Extras | None]"
+Image: TypeAlias = "tuple[Status, int, bytes | None, int, int, bytes | None, str | None, Extras | None, int]"
 Undo: TypeAlias = "Callable[[], None]"
 Entry: TypeAlias = "tuple[Queue, Hashable | None, Outcome | Note | None, Job | None, Image | Undo | None]"
 
@@ -55,7 +57,7 @@ STATE_SET, EXTRAS_SET = 1, 2
 
 def image_of(job: Job) -> Image:
     """Return all of a job that may change, as it is now."""
-    return (job.status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason, job.extras)
+    return (job.status, job.attempt, job.run_id, job.deadline, job.updated_at, job.state, job.reason, job.extras, job.started_at)
 
 
 def footprint(job: Job | Enqueue) -> int:

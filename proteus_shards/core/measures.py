@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from proteus_shards.core.queue import Queue
 
-ENQUEUED, HEARTBEATEN, COMPLETED, UNDELIVERED = (
+ENQUEUED, HEARTBEATEN, COMPLETED, UNDELIVERED, RELEASED, FAILED = (
+    Done(),
+    Done(),
     Done(),
     Done(),
     Done(),
@@ -49,6 +51,10 @@ class Counters(msgspec.Struct):
     """What has happened since the shard was made. An operation counts once it is answered: what was undone does not."""
 
     timeouts: int = 0
+    failed: int = 0  # runs that were ended by `fail`
+    released: int = 0
+    retried: int = 0  # runs that timed out or failed, with retries left
+    expired: int = 0  # jobs that waited for longer than their ttl
     died: int = 0
     dead_dropped: int = 0
     purged: int = 0

@@ -76,6 +76,8 @@ class Job(msgspec.Struct, eq=False, gc=False):
     delivering: int = 0  # number of the commit that the reply with its delivery waits for, or 0
     started_at: int = 0  # when it was last delivered by this process, or 0
     extras: Extras | None = None
+    blocked: bool = False  # READY, but another job of its key is in the way
+    filed: int = 0  # which heaps of its key's lane have an entry of it
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):

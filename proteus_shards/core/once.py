@@ -76,8 +76,8 @@ _decode = msgspec.msgpack.Decoder(_Kept).decode
 class Once(Spans):
     """The queues of one shard, and the answers that it keeps."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
-        super().__init__(limits, new_run_id)
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__(limits, new_run_id, draw)
         self._kept: OrderedDict[RecordKey, _Kept] = OrderedDict()  # oldest first, once `_in_order`
         self._in_order = True
         self._kept_until = sys.maxsize  # the clock at which the oldest may go

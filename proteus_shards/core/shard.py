@@ -49,12 +49,17 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
+from proteus_shards.core.extras import Extras, pack_extras, slim
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
-from proteus_shards.core.ledger import footprint, image_of
-from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, UNDELIVERED
-from proteus_shards.core.model import Job, RecordKey, RowKey
+from proteus_shards.core.ledger import footprint
+from proteus_shards.core.measures import ENQUEUED
+from proteus_shards.core.model import SECOND_US, Job, RecordKey, RowKey
 from proteus_shards.core.once import Once
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
+from proteus_shards.core.runs import AWAY
 from proteus_shards.core.spans import RESERVED
 from proteus_shards.core.upkeep import Upkeep
 
@@ -66,24 +71,19 @@ if TYPE_CHECKING:
     from proteus_shards.core.model import Batch
 
 
-_HEARTBEAT = TRANSITIONS[Verb.HEARTBEAT]
-_COMPLETE = TRANSITIONS[Verb.COMPLETE]
-_UNDELIVER = TRANSITIONS[Verb.UNDELIVER]
-
-_AWAY = Refused(Reason.BUSY, "the backing store is away")
-
-
 class Shard(Once, Upkeep):
     """The queues of one shard, as commands see them."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
-        super().__init__(limits, new_run_id)
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__(limits, new_run_id, draw)
         self._handlers: dict[type, Callable[[Key | None, Any], None]] = {
             Enqueue: self._enqueue,
             Next: self._next,
             Heartbeat: self._heartbeat,
             Complete: self._complete,
             Undeliver: self._undeliver,
+            Fail: self._fail,
+            Release: self._release,
             ListDead: self._list_dead,
             **self._step_handlers(),
             **self._control_handlers(),
@@ -108,10 +108,14 @@ class Shard(Once, Upkeep):
             return
         if self._scans:
             self._scan_on()
+        if (first := self._expiries.first()) is not None and first <= wall:
+            self._lapse_due()
         if (first := self._schedule.first()) is not None and first <= wall:
             self._promote()
         if (first := self._deadlines.first()) is not None and first <= self._now:
             self._expire()
+        if (first := self._refills.first()) is not None and first <= self._now:
+            self._refill()
         if (first := self._polls.first()) is not None and first <= self._now:
             self._end_polls()
         if (first := self._graves.first()) is not None and first <= self._clock and not self.away:
@@ -121,6 +125,8 @@ class Shard(Once, Upkeep):
         for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
             job.timed = False
         self._schedule.sweep(self.totals[SCHEDULED])
+        self._expiries.sweep(self.totals[SCHEDULED] + self.totals[READY])
+        self._refills.sweep(len(self._waiting))
         self._polls.sweep(len(self._waiting))
         self._graves.sweep(len(self._aging))
 
@@ -141,7 +147,13 @@ class Shard(Once, Upkeep):
         if self._scans:
             return 0
         waits = []
-        for first, clock in ((self._schedule.first(), wall), (self._deadlines.first(), now), (self._polls.first(), now)):
+        for first, clock in (
+            (self._schedule.first(), wall),
+            (self._expiries.first(), wall),
+            (self._deadlines.first(), now),
+            (self._refills.first(), now),
+            (self._polls.first(), now),
+        ):
             if first is not None:
                 waits.append(max(0, first - clock))
         if (first := self._graves.first()) is not None and not self.away:
@@ -255,9 +267,15 @@ class Shard(Once, Upkeep):
 
     def _admit(self, queue: Queue, command: Enqueue, created_at: int | None = None) -> Job:
         """Make a new job and put it in its place. With `created_at` it takes the place of one that was made then."""
-        clock, run_at = self._clock, command.run_at_us
+        clock, run_at, timeout, max_retries = self._clock, command.run_at_us, command.timeout, command.max_retries
         if created_at is not None and run_at is None:
             run_at = self._wall
+        extras = None
+        if command.options is not None or timeout < 0 or max_retries == RETRIES_OF_QUEUE or queue.settings is not DEFAULT_SETTINGS:
+            settings = queue.settings
+            timeout = timeout if timeout >= 0 else settings.timeout or 0
+            max_retries = max_retries if max_retries != RETRIES_OF_QUEUE else settings.max_retries or 0
+            extras = _extras_of(command, settings, self._wall)
         self._seq += 1
         job = Job(
             queue=queue.name,
@@ -265,43 +283,59 @@ class Shard(Once, Upkeep):
             seq=self._seq,
             ready_at=clock if run_at is None or run_at <= clock else run_at,
             run_at=run_at,
-            timeout=command.timeout,
+            timeout=timeout,
             persist=command.persist,
-            max_retries=command.max_retries,
+            max_retries=max_retries,
             payload=command.payload,
             state=command.state or None,
             created_at=clock if created_at is None else created_at,
             updated_at=clock,
+            extras=extras,
         )
         scheduled = run_at is not None and run_at > self._wall
         size = footprint(job)
         self.bytes += size
         queue.bytes += size
         queue.place(job, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
-        if scheduled:
+        if scheduled or extras is not None:
             self._arm(queue, job)
         return job
 
     def _refusal(self, queue: Queue | None, command: Enqueue) -> Refused | None:
         limits = self.limits
         size = len(command.payload) + len(command.state or b"")
+        settings = queue.settings if queue is not None else DEFAULT_SETTINGS
+        if command.timeout < 0 and settings.timeout is None:
+            return Refused(Reason.INVALID, "timeout must be set: its queue has no default", "timeout")
         if command.persist:
             if not limits.keeps:
                 return Refused(Reason.INVALID, "this server keeps jobs in memory only: it has no store for persist_data", "persist_data")
-            if limits.row_bytes_max is not None and size + len(command.queue.encode()) + len(command.id.encode()) > limits.row_bytes_max:
-                return Refused(
-                    Reason.INVALID, f"the store takes jobs of at most {limits.row_bytes_max} bytes, names and state included", "payload"
-                )
+            if limits.row_bytes_max is not None:
+                beside = len(command.queue.encode()) + len(command.id.encode())
+                if command.options is not None or settings is not DEFAULT_SETTINGS:
+                    beside += len(pack_extras(_extras_of(command, settings, self._wall)) or b"")
+                if size + beside > limits.row_bytes_max:
+                    return Refused(
+                        Reason.INVALID, f"the store takes jobs of at most {limits.row_bytes_max} bytes, names and state included", "payload"
+                    )
             if self.away:
-                return _AWAY
+                return AWAY
         if (command.queue, command.id) in self._doubt:
-            return _AWAY
+            return AWAY
         if self._reserved and (command.queue, command.id) in self._reserved:
             return RESERVED
         if queue is None and len(self.queues) >= limits.queues_max:
             return Refused(Reason.FULL, f"the shard holds {limits.queues_max} queues, its limit (queues_max)")
         if queue is not None and len(queue.jobs) >= limits.queue_jobs_max:
             return Refused(Reason.FULL, f"the queue holds {limits.queue_jobs_max} jobs, its limit (queue_jobs_max)")
+        if settings is not DEFAULT_SETTINGS and queue is not None:
+            if settings.jobs_max is not None and len(queue.jobs) >= settings.jobs_max:
+                return Refused(Reason.FULL, f"the queue holds {settings.jobs_max} jobs, the limit that is set for it (jobs_max)")
+            if settings.bytes_max is not None and queue.bytes + size > settings.bytes_max:
+                return Refused(
+                    Reason.FULL,
+                    f"the queue holds {queue.bytes} bytes of payload and state, the limit that is set for it is {settings.bytes_max} (bytes_max)",
+                )
         live = self.totals[SCHEDULED] + self.totals[READY] + self.totals[IN_FLIGHT]
         if live >= limits.shard_jobs_max:
             return Refused(Reason.FULL, f"the shard holds {limits.shard_jobs_max} jobs, its limit (shard_jobs_max)")
@@ -315,11 +349,19 @@ class Shard(Once, Upkeep):
     def _next(self, key: Key | None, command: Next) -> None:
         queue = self.queues.get(command.queue)
         head = queue.head() if queue is not None else None
-        if queue is not None and head is not None and command.count > 0:
+        count = command.count
+        if queue is not None and head is not None and head.extras is not None:
+            head = self._unlapsed(queue, head)
+            if head is None:
+                self._forget_if_empty(queue)
+                queue = self.queues.get(command.queue)
+        if queue is not None and head is not None and queue.limited:
+            count = min(count, queue.allowance(self._now))
+        if queue is not None and head is not None and count > 0:
             if self.away and head.persist:
-                self._answer(queue, key, _AWAY)
+                self._answer(queue, key, AWAY)
             else:
-                self._hand_out(queue, key, command.count)
+                self._hand_out(queue, key, count)
         elif command.wait_us <= 0 or command.count < 1 or key is None:
             self._answer(queue, key, Delivered([]))
         elif len(self._waiting) >= self.limits.polls_max:
@@ -331,81 +373,8 @@ class Shard(Once, Upkeep):
             waiter = Waiter(key, queue, command.count, self._now + command.wait_us)
             queue.waiters[key] = self._waiting[key] = waiter
             self._polls.add(waiter.until, waiter)
-
-    def _heartbeat(self, key: Key | None, command: Heartbeat) -> None:
-        queue, job = self._find(command.queue, command.id)
-        if queue is None or job is None or job.status not in _HEARTBEAT or (command.run_id is not None and command.run_id != job.run_id):
-            self._answer(queue, key, _not_found(job, command.run_id))
-            return
-        state = command.state
-        write = job.persist and state is not None
-        grown = 0
-        if (write and self.away) or (command.queue, command.id) in self._doubt:
-            self._answer(queue, key, _AWAY)
-            return
-        if state is not None:
-            size = footprint(job) - len(job.state or b"") + len(state)
-            maximum = self.limits.row_bytes_max
-            if job.persist and maximum is not None and size + len(job.queue.encode()) + len(job.id.encode()) > maximum:
-                self._answer(
-                    queue,
-                    key,
-                    Refused(Reason.INVALID, f"the store takes jobs of at most {maximum} bytes, names and payload included", "state"),
-                )
-                return
-            grown = size - footprint(job)
-            if grown > 0 and self.bytes + grown > self.limits.shard_bytes_max:
-                self._answer(
-                    queue,
-                    key,
-                    Refused(
-                        Reason.FULL, f"the shard's limit is {self.limits.shard_bytes_max} bytes of payload and state (shard_bytes_max)"
-                    ),
-                )
-                return
-        self._make_room(job, len(state or b""))
-        image = image_of(job)
-        if state is not None:
-            self._weigh(queue, grown)
-            job.state = state or None
-        job.updated_at = self._clock
-        self._restart_timeout(job)
-        self._settle(queue, key, HEARTBEATEN, job, image, write=write, state_set=write)
-
-    def _complete(self, key: Key | None, command: Complete) -> None:
-        queue, job = self._find(command.queue, command.id)
-        if queue is None or job is None or job.status not in _COMPLETE or (command.run_id is not None and command.run_id != job.run_id):
-            self._answer(queue, key, _not_found(job, command.run_id))
-            return
-        if job.persist and self.away:
-            self._answer(queue, key, _AWAY)
-            return
-        self._make_room(job)
-        image = image_of(job)
-        size = footprint(job)
-        self.bytes -= size
-        queue.bytes -= size
-        queue.place(job, _COMPLETE[job.status])
-        self._settle(queue, key, COMPLETED, job, image, write=job.persist)
-        self._forget_if_empty(queue)
-
-    def _undeliver(self, key: Key | None, command: Undeliver) -> None:
-        queue, job = self._find(command.queue, command.id)
-        if queue is None or job is None or job.status not in _UNDELIVER or command.run_id != job.run_id:
-            self._answer(queue, key, _not_found(job, command.run_id))
-            return
-        if job.persist and self.away:
-            self._answer(queue, key, _AWAY)
-            return
-        self._make_room(job)
-        image = image_of(job)
-        job.attempt -= 1
-        job.run_id = None
-        job.delivering = 0
-        job.updated_at = self._clock
-        queue.place(job, _UNDELIVER[job.status])
-        self._settle(queue, key, UNDELIVERED, job, image, write=job.persist)
-        self._match(queue)
+            if queue.limited:
+                self._await_token(queue)
 
     def _list_dead(self, key: Key | None, command: ListDead) -> None:
         queue = self.queues.get(command.queue)
@@ -425,12 +394,18 @@ class Shard(Once, Upkeep):
         self._answer(queue, key, Listed(letters))
 
 
-def _not_found(job: Job | None, run_id: bytes | None) -> Refused:
-    if job is None:
-        return Refused(Reason.NOT_FOUND, "no job with this id is in the queue")
-    if job.status is not IN_FLIGHT:
-        return Refused(Reason.NOT_FOUND, "the job is not in flight")
-    return Refused(Reason.NOT_FOUND, "the job is in flight under another run_id", "run_id" if run_id else None)
+def _extras_of(command: Enqueue, settings: QueueSettings, wall: int) -> Extras | None:
+    """Return what a new job has beside its plain fields. Its ttl counts from when it could start."""
+    options = command.options
+    ttl_us = options.ttl_us if options is not None and options.ttl_us is not None else None
+    if ttl_us is None and settings.ttl is not None:
+        ttl_us = int(settings.ttl * SECOND_US)
+    expires_at = max(wall, command.run_at_us or wall) + ttl_us if ttl_us is not None else None
+    if options is not None:
+        extras = Extras(options.key, options.priority, expires_at, options.backoff, trace=options.trace)
+    else:
+        extras = Extras(expires_at=expires_at)
+    return slim(extras)
 
 
 def _dead_letter(job: Job) -> DeadLetter:

@@ -95,8 +95,8 @@ _decision = msgspec.msgpack.Decoder(_Decision)
 class Spans(Steps):
     """The queues of one shard, and its part in steps over several."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes]) -> None:
-        super().__init__(limits, new_run_id)
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__(limits, new_run_id, draw)
         self._begun: OrderedDict[bytes, int] = OrderedDict()  # step → when, oldest first
         self._intents: dict[str, dict[RecordKey, tuple[_Intent, int]]] = {}  # by the step's name
         self._reserved: dict[tuple[str, str], str] = {}  # (queue, id) → the step that is about to add it

@@ -170,7 +170,7 @@ class Steps(Alarms):
 
     def _remove(self, changes: list[Change], queue: Queue, job: Job, answer: Done | None) -> None:
         changes.append((queue, job, image_of(job), answer, job.delivering))
-        self.bytes -= footprint(job)
+        self._weigh(queue, -footprint(job))
         queue.place(job, _COMPLETE[job.status])
 
     def _take_back(self, changes: Sequence[Change]) -> None:

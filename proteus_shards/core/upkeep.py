@@ -63,10 +63,10 @@ class Upkeep(Control):
         for number, portion in enumerate(self._purgeable(queue, states, command.ids)):
             if number:
                 yield
-            picked += [job for job in portion if self._is_purged(queue, job, states, command)]
+            picked += [job for job in portion if self._is_purged(job, states, command)]
             if len(picked) > count:
                 break
-        picked = [job for job in picked if self._is_purged(queue, job, states, command)]
+        picked = [job for job in picked if self._is_purged(job, states, command)]
         chosen = self._fitting(picked[:count])
         if self.away and any(job.persist for job in chosen):
             self._answer(queue, key, AWAY)
@@ -91,12 +91,12 @@ class Upkeep(Control):
         if State.DEAD in states:
             yield from portions(queue.dead.values())
 
-    def _is_purged(self, queue: Queue, job: Job, states: frozenset[str], command: Purge) -> bool:
+    def _is_purged(self, job: Job, states: frozenset[str], command: Purge) -> bool:
         if job.status is GONE or (command.ids is not None and job.id not in command.ids):
             return False
         if command.key is not None and (job.extras is None or job.extras.key != command.key):
             return False
-        return self.state_of(queue, job) in states
+        return self.state_of(job) in states
 
     # --- redrive -----------------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class Upkeep(Control):
             extras=extras,
         )
         self._weigh(queue, footprint(new))
-        scheduled = run_at is not None and run_at > self._wall
+        scheduled = self._due_status(run_at, extras, READY) is SCHEDULED
         queue.place(new, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
         self._arm(queue, new)
         self._settle(queue, None, DONE, new, None, write=new.persist)

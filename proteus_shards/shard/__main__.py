@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import random
 import signal
 import sys
 import time
@@ -86,7 +87,7 @@ async def serve(boot: ShardBoot) -> int:
     store = make_store(settings.store, boot.shard, settings.shards)
     required = Durability(settings.require_durability)
     meter = Meter(Tally(boot.run_dir, f"shard-{boot.shard}"), settings.metrics_queues_max)
-    core = Shard(limits_of(settings, store), run_ids())
+    core = Shard(limits_of(settings, store), run_ids(), random.random)
     pump = Pump(core, store, read_clocks, index=boot.shard, required=required, meter=meter)
     ending = asyncio.Event()
     _watch_lifeline(ending)

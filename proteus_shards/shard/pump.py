@@ -65,6 +65,7 @@ BACKOFF_FIRST_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 2.0
 NOTES = {
     "timeout": "run timed out",
+    "failed": "run failed",
     "died": "job is dead",
     "dropped": "dead letter dropped",
     "purged": "jobs purged",
@@ -72,7 +73,7 @@ NOTES = {
     "fired": "schedule fired",
     "missed": "schedule missed its time",
 }
-LEVELS = {"timeout": logging.DEBUG, "fired": logging.DEBUG, "purged": logging.INFO, "redriven": logging.INFO}
+LEVELS = {"timeout": logging.DEBUG, "failed": logging.DEBUG, "fired": logging.DEBUG, "purged": logging.INFO, "redriven": logging.INFO}
 SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
 FLUSH_BYTES = 64 * 1024  # jobs of so many bytes are sent before more commands are looked at,
 FLUSH_JOBS = 200  # and so many before more answers are written out: the front works on them while we go on
@@ -438,11 +439,10 @@ class Pump:
     def _log_notes(self) -> None:
         for note in self.shard.notes:
             level = LEVELS.get(note.kind, logging.WARNING)
-            log.log(
-                level,
-                NOTES[note.kind],
-                extra={"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist}
-                if note.id
-                else {"queue": note.queue, "jobs": note.count},
-            )
+            extra: dict[str, object] = {"queue": note.queue, "jobs": note.count}
+            if note.id:
+                extra = {"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist}
+            if note.reason is not None:
+                extra["reason"] = note.reason
+            log.log(level, NOTES[note.kind], extra=extra)
         self.shard.notes.clear()

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from proteus_shards.core.commands import Reason
+from proteus_shards.core.extras import Attempt, Backoff
 
 
 class Run:
@@ -36,7 +37,15 @@ class NaiveJob:
     attempt: int = 0
     run: Run | None = None
     reason: str | None = None
-    delivering: bool = False
+    delivering: Run | None = None  # the run that nobody is told of yet
+    key: str | None = None
+    priority: int = 0
+    expires_at: int | None = None
+    backoff: Backoff | None = None
+    not_before: int | None = None
+    history: list[Attempt] = dataclasses.field(default_factory=list)
+    trace: str | None = None
+    started_at: int = 0
 
     @property
     def size(self) -> int:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import count
+from typing import Any
 
 import msgspec
 
-from proteus_shards.core.commands import Command, Delivered, Delivery, Done, Enqueue, ListDead, Listed, Next, Outcome, Reason, Refused
+from proteus_shards.core.commands import (
+    Command,
+    Delivered,
+    Delivery,
+    Done,
+    Enqueue,
+    ListDead,
+    Listed,
+    Next,
+    Options,
+    Outcome,
+    Reason,
+    Refused,
+)
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.ledger import Note, footprint
 from proteus_shards.core.model import Batch, Job, Mark, Record, RecordKey, Row, RowKey, Status
 from proteus_shards.core.placement import slot_of
+from proteus_shards.core.queue import place_of
+from proteus_shards.core.queue_settings import QueueSettings
 from proteus_shards.core.shard import Shard
 
 SECOND = 1_000_000
@@ -94,7 +110,8 @@ def key_of(row: Row | Mark) -> RowKey:
 def marked(row: Row, mark: Mark) -> Row:
     """Return a row with a mark applied."""
     changed = {name: getattr(mark, name) for name in ("status", "attempt", "run_id", "reason", "updated_at")}
-    return msgspec.structs.replace(row, **changed, state=mark.state if mark.state_set else row.state)
+    state, extras = mark.state if mark.state_set else row.state, mark.extras if mark.extras_set else row.extras
+    return msgspec.structs.replace(row, **changed, state=state, extras=extras)
 
 
 class Bench:
@@ -108,7 +125,7 @@ class Bench:
         self.now, self.wall = now, wall
         self.answers: dict[int, Outcome] = {}
         self.keys = count(1)
-        self.shard = Shard(self.limits, run_ids())
+        self.shard = Shard(self.limits, run_ids(), lambda: 0.5)
         self.shard.advance(now, wall)
         self.damaged_records = self.shard.load_records(self.store.load_records())
         self.damaged = self.shard.load(self.store.load())
@@ -151,9 +168,18 @@ class Bench:
         payload: bytes = b"1",
         state: bytes | None = None,
         run_at_us: int | None = None,
+        **options: Any,
     ) -> Outcome | None:
-        """Enqueue a job."""
-        return self.ask(Enqueue(queue, job_id, timeout, persist, max_retries, payload, state, run_at_us))
+        """Enqueue a job, with `commands_jobs.Options` where any are named."""
+        more = Options(**options) if options else None
+        return self.ask(Enqueue(queue, job_id, timeout, persist, max_retries, payload, state, run_at_us, more))
+
+    def set(self, queue: str = "q", **settings: Any) -> None:
+        """Give a queue settings, in memory only."""
+        found = self.shard.queues.get(queue) or self.shard._make_queue(queue)
+        before, found.settings = found.settings, QueueSettings(**settings)
+        self.shard._settings_changed(found, before)
+        self.collect()
 
     def take(self, count: int = 1, queue: str = "q") -> list[Delivery]:
         """Ask for jobs and return those that come at once."""
@@ -259,10 +285,13 @@ def check_books(shard: Shard) -> None:
         assert all(job.status is Status.DEAD for job in queue.dead.values())
         assert queue.counts == real, name
         counts = [ours + theirs for ours, theirs in zip(counts, real, strict=True)]
-        ready = sorted((job.ready_at, job.seq) for job in queue.jobs.values() if job.status is Status.READY)
-        assert [(job.ready_at, job.seq) for job in queue.ready()] == ready
-        head = queue.head()
-        assert (None if head is None else (head.ready_at, head.seq)) == (ready[0] if ready else None)
+        waiting = [job for job in queue.jobs.values() if job.status is Status.READY]
+        assert queue.blocked == sum(job.blocked for job in waiting), name
+        assert not any(job.blocked for job in queue.jobs.values() if job.status is not Status.READY)
+        lined = sorted((job for job in waiting if not job.blocked), key=place_of)
+        assert list(queue.ready()) == lined
+        assert queue.head() is (lined[0] if lined else None)
+        assert queue.bytes == sum(footprint(job) for job in [*queue.jobs.values(), *queue.dead.values()])
         assert not queue.empty, f"queue {name} should be forgotten"
         pending += queue.pending
         polls += len(queue.waiters)

@@ -6,11 +6,14 @@ from collections.abc import Hashable
 from itertools import count
 
 from proteus_shards.core.commands import Command, DeadLetter, Delivered, Delivery, Done, Listed, Outcome, Reason, Refused
+from proteus_shards.core.extras import pack_extras
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.model import Batch, Job, Row, RowKey, Status
+from proteus_shards.core.queue_settings import QueueSettings
 from proteus_shards.core.shard import Shard
 from tests.core.auditor import Auditor
 from tests.core.naive import NaiveShard
+from tests.core.naive_rules import DRAWN, extras_of
 from tests.core.naive_words import NaiveJob, Reply, Run
 from tests.core.rig import NOW, WALL, FakeStore, check_books, run_ids
 
@@ -33,6 +36,7 @@ class SideBySide:
         self.new_run_id = run_ids()
         self.runs: dict[tuple[str, str], list[bytes]] = {}  # that clients were told of
         self.known_runs: set[bytes] = set()
+        self.settings: dict[str, QueueSettings] = {}
         self.batch: Batch | None = None
         self.doubt: list[RowKey] = []
         self.age = 0  # commands since the last start
@@ -41,10 +45,12 @@ class SideBySide:
 
     def _boot(self, rows: dict[int, NaiveJob]) -> None:
         self.batch, self.doubt, self.age = None, [], 0
-        self.shard = Shard(self.limits, self.new_run_id)
+        self.shard = Shard(self.limits, self.new_run_id, lambda: DRAWN)
         self.model = NaiveShard(self.limits)
         self.shard.advance(self.now, self.wall)
         self.model.advance(self.now, self.wall)
+        for queue, settings in self.settings.items():
+            self._set(queue, settings)
         assert self.shard.load(self.store.load()) == []
         self.shard.finish_load()
         self.model.load(rows)
@@ -60,6 +66,18 @@ class SideBySide:
         self.model.apply(key, command)
         self._compare()
 
+    def set(self, queue: str, settings: QueueSettings) -> None:
+        """Give a queue other settings."""
+        self.settings[queue] = settings
+        self._set(queue, settings)
+        self._compare()
+
+    def _set(self, queue: str, settings: QueueSettings) -> None:
+        found = self.shard.queues.get(queue) or self.shard._make_queue(queue)
+        before, found.settings = found.settings, settings
+        self.shard._settings_changed(found, before)
+        self.model.set(queue, settings)
+
     def cancel(self, key: Hashable) -> None:
         """End a waiting poll."""
         assert isinstance(key, int)
@@ -72,8 +90,14 @@ class SideBySide:
         """Bring both to the clocks."""
         self._learn_order_of_deaths()
         self.shard.advance(self.now, self.wall, due=due)
-        self.model.advance(self.now, self.wall, due=due)
+        self.model.advance(self.now, self.wall, self._lapses, due=due)
         self._compare()
+
+    def _lapses(self, job: NaiveJob) -> bool:
+        """A persisted job whose ttl was over while the store was away dies when its alarm comes up again, or when it is at the head."""
+        return not (job.persist and self.wall <= self.model.put_off) or not (
+            job.queue in self.shard.queues and job.id in self.shard.queues[job.queue].jobs
+        )
 
     def _learn_order_of_deaths(self) -> None:
         """Among letters of one microsecond, which one goes first is the shard's to say."""
@@ -155,6 +179,7 @@ class SideBySide:
                 job.updated_at,
                 job.payload,
                 job.state,
+                pack_extras(extras_of(job)),
             )
 
     def commit_all(self) -> None:
@@ -242,6 +267,8 @@ class SideBySide:
             job.updated_at,
             job.run_id,
             bool(job.delivering),
+            job.extras,
+            job.started_at,
         ) == (
             expected.seq,
             expected.ready_at,
@@ -251,7 +278,9 @@ class SideBySide:
             expected.reason,
             expected.updated_at,
             self._run_of(expected.run, job.run_id),
-            expected.delivering,
+            bool(expected.delivering),
+            extras_of(expected),
+            expected.started_at,
         )
         if expected.status == "in flight":
             assert job.deadline == self.model.deadlines[job.seq]
@@ -279,6 +308,7 @@ def _delivery(job: NaiveJob, run_id: bytes | None) -> Delivery:
         job.attempt,
         job.created_at,
         job.updated_at,
+        extras_of(job),
     )
 
 
@@ -297,4 +327,5 @@ def _letter(job: NaiveJob) -> DeadLetter:
         job.reason or "",
         job.created_at,
         job.updated_at,
+        extras_of(job),
     )

@@ -17,9 +17,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, ListDead, Next, Reason, Undeliver
+from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, ListDead, Next, Options, Reason, Undeliver
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.extras import Backoff
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.model import Status
+from proteus_shards.core.queue_settings import BackoffSettings, QueueSettings, RateSettings
 from tests.core.naive_words import NaiveJob
 from tests.core.rig import LIMITS, SECOND, YEAR
 from tests.core.side_by_side import SideBySide
@@ -57,8 +60,33 @@ SOME_LIMITS = [
     msgspec.structs.replace(LIMITS, keeps=False),
     msgspec.structs.replace(LIMITS, batch_rows_max=1),
     msgspec.structs.replace(LIMITS, batch_rows_max=2),
-    msgspec.structs.replace(LIMITS, batch_bytes_max=2400),
+    msgspec.structs.replace(LIMITS, batch_bytes_max=9000),
     msgspec.structs.replace(TIGHT, shard_pending_max=1000, queues_max=10, shard_bytes_max=1000, row_bytes_max=None),
+]
+
+SOME_OPTIONS = [
+    None,
+    Options(key="k"),
+    Options(key="k"),
+    Options(key="k", priority=1),
+    Options(key="l"),
+    Options(key="k", backoff=Backoff(SECOND, 2.0, 3 * SECOND, 0.5)),
+    Options(key="k", ttl_us=3 * SECOND),
+    Options(priority=2),
+    Options(priority=-1),
+    Options(ttl_us=SECOND, trace="t"),
+]
+SOME_SETTINGS = [
+    QueueSettings(),
+    QueueSettings(on_retry="skip"),
+    QueueSettings(delayed_head="hold"),
+    QueueSettings(on_retry="skip", delayed_head="hold", backoff=BackoffSettings(seconds=2)),
+    QueueSettings(backoff=BackoffSettings(seconds=1, factor=3, seconds_max=5, jitter=0.2)),
+    QueueSettings(paused=True),
+    QueueSettings(max_in_flight=1),
+    QueueSettings(max_in_flight=2, ttl=3),
+    QueueSettings(rate=RateSettings(jobs=3, seconds=7)),
+    QueueSettings(rate=RateSettings(jobs=2, seconds=1, burst=1), jobs_max=3),
 ]
 
 queues = st.sampled_from(QUEUES)
@@ -93,13 +121,22 @@ class ShardMachine(RuleBasedStateMachine):
         max_retries=st.sampled_from([-1, 0, 1]),
         state=states,
         run_at=st.sampled_from([None, None, None, -SECOND, 0, SECOND // 2, 2 * SECOND]),
+        options=st.sampled_from([None, *SOME_OPTIONS]),
     )
     def enqueue(
-        self, queue: str, job_id: str, timeout: int, persist: bool, max_retries: int, state: bytes | None, run_at: int | None
+        self,
+        queue: str,
+        job_id: str,
+        timeout: int,
+        persist: bool,
+        max_retries: int,
+        state: bytes | None,
+        run_at: int | None,
+        options: Options | None = None,
     ) -> None:
         """Enqueue a job with a payload of its own."""
         run_at_us = None if run_at is None else self.pair.wall + run_at
-        self.pair.ask(Enqueue(queue, job_id, timeout, persist, max_retries, b"%d" % next(self.payloads), state, run_at_us))
+        self.pair.ask(Enqueue(queue, job_id, timeout, persist, max_retries, b"%d" % next(self.payloads), state, run_at_us, options))
 
     @rule(queue=queues, number=st.sampled_from([1, 1, 2, 10]), wait=small_times)
     def next(self, queue: str, number: int, wait: int) -> None:
@@ -120,6 +157,31 @@ class ShardMachine(RuleBasedStateMachine):
         job = _pick(self._running(), number)
         self.pair.ask(Undeliver(job.queue, job.id, self._run_id(job, which) or b""))
 
+    @precondition(lambda self: self._running())
+    @rule(
+        number=numbers,
+        which=st.sampled_from([None, 0, 0, 1]),
+        error=st.sampled_from([None, "why"]),
+        delay=st.sampled_from([None, None, 0, SECOND]),
+    )
+    def fail_run(self, number: int, which: int | None, error: str | None, delay: int | None) -> None:
+        """Say that a run has failed."""
+        job = _pick(self._running(), number)
+        self.pair.ask(Fail(job.queue, job.id, self._run_id(job, which), error, delay))
+
+    @precondition(lambda self: self._running())
+    @rule(number=numbers, which=st.sampled_from([None, 0, 0, 1]), delay=st.sampled_from([0, 0, SECOND]))
+    def release(self, number: int, which: int | None, delay: int) -> None:
+        """Give a run up for now."""
+        job = _pick(self._running(), number)
+        self.pair.ask(Release(job.queue, job.id, self._run_id(job, which), delay))
+
+    @rule(queue=queues, settings=st.sampled_from(SOME_SETTINGS))
+    def set(self, queue: str, settings: QueueSettings) -> None:
+        """Give a queue other settings."""
+        self.pair.auditor.lapses = self.pair.auditor.lapses or settings.ttl is not None
+        self.pair.set(queue, settings)
+
     @precondition(lambda self: self.pair.model.live)
     @rule(number=numbers, which=st.sampled_from([None, 0, 0, 1]))
     def complete(self, number: int, which: int | None) -> None:
@@ -131,10 +193,10 @@ class ShardMachine(RuleBasedStateMachine):
     @rule(
         queue=queues,
         job_id=ids,
-        kind=st.sampled_from([Heartbeat, Complete, Undeliver]),
+        kind=st.sampled_from([Heartbeat, Complete, Undeliver, Fail, Release]),
         run_id=st.sampled_from([b"", b"\xff" * 16]),
     )
-    def stray(self, queue: str, job_id: str, kind: type[Heartbeat | Complete | Undeliver], run_id: bytes) -> None:
+    def stray(self, queue: str, job_id: str, kind: type[Heartbeat | Complete | Undeliver | Fail | Release], run_id: bytes) -> None:
         """Speak for a run that never was."""
         self.pair.ask(kind(queue, job_id, run_id))
 
@@ -271,11 +333,18 @@ class ShardMachine(RuleBasedStateMachine):
         self.pass_time(60 * SECOND, 0, due=True)
         pair.commit_all()
         for queue in QUEUES:
+            pair.set(queue, QueueSettings())
             while any(job.queue == queue for job in pair.model.live):
                 pair.ask(Next(queue, 100))
                 pair.commit_all()
                 runs = [job for job in pair.model.live if job.queue == queue and job.status == "in flight"]
-                assert runs, "there are jobs, and none is delivered"
+                if not runs:  # what holds its key backs off
+                    self.pass_time(60 * SECOND, 0, due=True)
+                    pair.commit_all()
+                    pair.ask(Next(queue, 100))
+                    pair.commit_all()
+                    runs = [job for job in pair.model.live if job.queue == queue and job.status == "in flight"]
+                assert runs or not any(job.queue == queue for job in pair.model.live), "there are jobs, and none is delivered"
                 for job in runs:
                     pair.ask(Complete(queue, job.id, self._run_id(job, 0)))
                 pair.commit_all()

@@ -257,7 +257,7 @@ def test_a_dead_letter_says_all_about_its_job() -> None:
     assert (letter.queue, letter.id, letter.seq, letter.timeout, letter.persist, letter.max_retries) == ("q", "job", 1, 1, False, 0)
     assert (letter.payload, letter.state, letter.run_at, letter.attempt, letter.reason) == (b"[1]", b"2", WALL, 1, "timeout")
     assert (letter.created_at, letter.died_at) == (WALL, WALL + SECOND)
-    assert bench.take_notes() == [Note("died", "q", "job", 1, persist=False)]
+    assert bench.take_notes() == [Note("died", "q", "job", 1, persist=False, reason="timeout")]
     assert (bench.shard.counters.timeouts, bench.shard.counters.died) == (1, 1)
 
 
