@@ -15,6 +15,10 @@ The shard's core decides; a store loads rows and commits batches. Five rules mak
 
 The shard has one commit in flight at a time, and calls no other method meanwhile.
 
+Records lie beside the rows, in the same batches and under the same epoch, and go with their slots when the number of shards changes. What an older version
+of this program has written is brought up to date by the kind's `prepare`, or at the latest by `open`, as a whole or not at all; what a newer
+one has written is refused.
+
 Every call ends within a time that the store's URL sets: a store that hangs is away. A commit that runs out of time is `StoreUnknown`, every other
 call `StoreRefused`. No message of an error holds a secret, a payload, or a driver's words about either.
 """

@@ -155,7 +155,12 @@ INSERT INTO record (slot, kind, name, value) VALUES /*[*/(?, ?, ?, ?)/*]*/
 ON CONFLICT (slot, kind, name) DO UPDATE SET value = excluded.value;
 
 -- remove_records --
-DELETE FROM record WHERE (slot, kind, name) IN (VALUES /*[*/(?, ?, ?)/*]*/);
+-- Found by the join: with a list of keys SQLite would go through all records.
+DELETE FROM record WHERE number IN (
+    SELECT number
+    FROM (VALUES /*[*/(?, ?, ?)/*]*/) AS gone
+    CROSS JOIN record ON slot = gone.column1 AND kind = gone.column2 AND name = gone.column3
+);
 
 -- read_records --
 SELECT slot, kind, name, value

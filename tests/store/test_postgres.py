@@ -170,6 +170,27 @@ async def test_plans_do_not_depend_on_what_the_table_held_when_they_were_made(ba
     assert rows <= 400
 
 
+@in_asyncio
+async def test_records_are_found_by_their_key_whatever_the_table_held(backing: PostgresBacking) -> None:
+    """The same of records."""
+    await backing.run("ANALYZE record")
+    async with opened(backing.store()) as store:
+        for number in range(10):
+            await store.commit(recording(make_record(f"record {number}")))
+            await store.commit(recording(make_record(f"record {number}", b"new"), make_record("other", None)))
+            await store.commit(recording(make_record(f"record {number}", None)))
+        await commit_all(store, recording(*(make_record(f"record {number}") for number in range(100, 9000))))
+        await backing.run("SELECT pg_stat_reset_single_table_counters('record'::regclass)")
+        await store.commit(recording(*(make_record(f"record {number}", b"new") for number in range(100, 200))))
+        await store.commit(recording(*(make_record(f"record {number}", None) for number in range(100, 200))))
+        await store.read_records([record_key_of(make_record(f"record {number}")) for number in range(200, 300)])
+        await store.close()
+        ((scans, rows),) = await backing.run("SELECT seq_scan, idx_tup_fetch FROM pg_stat_user_tables WHERE relid = 'record'::regclass")
+
+    assert scans == 0
+    assert rows <= 400
+
+
 # --- loading -----------------------------------------------------------------------------------------------------
 
 

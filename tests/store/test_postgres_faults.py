@@ -22,7 +22,7 @@ from proteus_shards.store.postgres_session import session
 from proteus_shards.store.postgres_url import PostgresUrl
 from tests.servers.postgres import NOBODY, PostgresPlace, PostgresServer
 from tests.store.postgres_backing import PostgresBacking, Way, number_of, until, way_to
-from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_row, opened
+from tests.store.rows import as_dict, deleting, in_asyncio, inserting, key_of, load_all, make_record, make_row, opened, record_key_of
 
 SECRET = "geheim-17"
 
@@ -293,19 +293,21 @@ def by_way_of(url: PostgresUrl, way: Way, seconds: float = 1.0) -> PostgresUrl:
 @pytest.mark.parametrize(("trouble", "written"), [("lose request", False), ("lose answer", True), ("hang", True)])
 @in_asyncio
 async def test_a_commit_without_an_answer_is_unknown_and_then_read_back(backing: PostgresBacking, trouble: str, written: bool) -> None:
-    """Whether the request was lost, or its answer, or nothing comes at all; the row is there once or not at all."""
+    """Whether the request was lost, or its answer, or nothing comes at all; row and record are there once or not at all."""
     row, kept = make_row(1), make_row(2)
+    old, new = make_record("a", b"old"), make_record("a", b"new")
     async with way_to(backing.url) as way, opened(store_of_shard(by_way_of(backing.url, way), 0, 1)) as store:
         assert isinstance(store, PostgresStore)
-        await store.commit(inserting(kept))
+        await store.commit(Batch([], [kept], [], [old]))
         way.trouble = trouble
-        assert type(await outcome_of(store, inserting(row))) is StoreUnknown
+        assert type(await outcome_of(store, Batch([], [row], [], [new]))) is StoreUnknown
         if trouble == "hang":
             with pytest.raises(StoreRefused):
                 await store.reopen()
         way.trouble = ""
         epoch = await store.reopen()
         assert await store.read([key_of(row)]) == ({key_of(row): row} if written else {})
+        assert await store.read_records([record_key_of(old)]) == as_dict(new if written else old)
         await store.commit(deleting(kept))
         assert await load_all(store) == [row] * written
         assert await backing.run("SELECT epoch FROM lease") == [(epoch,)]

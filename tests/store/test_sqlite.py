@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proteus_shards.core.model import Batch, Row
+from proteus_shards.core.model import Batch, Record, Row
 from proteus_shards.errors import StoreFailed, StoreFenced, StoreLocked, StorePermanent, StoreRefused
 from proteus_shards.store import sqlite as sqlite_module
 from proteus_shards.store.contract import Durability, Store
@@ -20,7 +20,20 @@ from proteus_shards.store.sqlite_file import fault_of, query
 from proteus_shards.store.sqlite_prepare import prepare
 from proteus_shards.store.urls import SqliteUrl
 from tests.store.exercise import Backing, KeepingExercise
-from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_mark, make_row, marked, marking, opened
+from tests.store.rows import (
+    deleting,
+    in_asyncio,
+    inserting,
+    key_of,
+    load_all,
+    make_mark,
+    make_record,
+    make_row,
+    marked,
+    marking,
+    opened,
+    recording,
+)
 
 
 class SqliteBacking:
@@ -302,6 +315,20 @@ async def test_churn_does_not_grow_the_file(backing: SqliteBacking) -> None:
 
 
 @in_asyncio
+async def test_records_that_come_and_go_do_not_grow_the_file(backing: SqliteBacking) -> None:
+    """As kept answers do, and settings that are written anew."""
+    async with opened(backing.store()) as store:
+        last: list[Record] = []
+        for start in range(0, 40_000, 1000):
+            records = [make_record(f"key {number}", bytes(100)) for number in range(start, start + 1000)]
+            gone = [make_record(record.name, None) for record in last]
+            await store.commit(recording(*records, *gone, make_record("settings", b"%d" % start)))
+            last = records
+
+        assert bytes_on_disk(backing) < 12_000_000
+
+
+@in_asyncio
 async def test_a_drained_backlog_gives_its_space_back(backing: SqliteBacking) -> None:
     """Bit by bit, and without a restart; what is left is a bounded reserve."""
     rows = [make_row(seq, payload=bytes(1500)) for seq in range(20_000)]
@@ -394,3 +421,15 @@ async def test_a_load_sorts_keys_and_not_rows(backing: SqliteBacking) -> None:
     assert plan[-2:] != []
     assert plan.index("USE TEMP B-TREE FOR ORDER BY") < plan.index("SEARCH job USING INTEGER PRIMARY KEY (rowid=?)")
     assert plan.count("USE TEMP B-TREE FOR ORDER BY") == 1
+
+
+@pytest.mark.parametrize("name", ["read_records", "remove_records", "write_records"])
+@in_asyncio
+async def test_records_are_found_by_their_key(backing: SqliteBacking, name: str) -> None:
+    """However many there are, and however many are asked for at once."""
+    async with opened(backing.store()) as store:
+        assert isinstance(store, SqliteStore)
+        plan = [row[3] for row in await execute(store, f"EXPLAIN QUERY PLAN {query(name, 64).replace('?', '0')}")]
+
+    assert [step for step in plan if step.startswith("SCAN record")] == []
+    assert name == "write_records" or [step for step in plan if step.startswith("SEARCH record USING") and "name=?" in step]

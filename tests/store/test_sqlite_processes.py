@@ -13,14 +13,28 @@ from pathlib import Path
 
 import pytest
 
-from proteus_shards.core.model import Batch, Row
+from proteus_shards.core.model import Batch, RecordKey, Row
 from proteus_shards.errors import StoreLocked, StoreRefused
 from proteus_shards.store.contract import Store
 from proteus_shards.store.sqlite import SqliteStore
 from proteus_shards.store.sqlite_prepare import prepare
 from proteus_shards.store.urls import SqliteUrl
 from tests.conftest import server_environ
-from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_mark, make_row, marked, marking, opened
+from tests.store.rows import (
+    as_dict,
+    deleting,
+    in_asyncio,
+    inserting,
+    key_of,
+    load_all,
+    load_records,
+    make_mark,
+    make_record,
+    make_row,
+    marked,
+    marking,
+    opened,
+)
 
 SECONDS_MAX = 30
 
@@ -32,7 +46,7 @@ from proteus_shards.errors import StoreError
 from proteus_shards.store.sqlite import SqliteStore
 from proteus_shards.store.sqlite_prepare import prepare
 from proteus_shards.store.urls import SqliteUrl
-from tests.store.rows import inserting, key_of, load_all, make_row
+from tests.store.rows import inserting, key_of, load_all, make_record, make_row
 url = SqliteUrl(Path(sys.argv[1]))
 """
 
@@ -57,7 +71,7 @@ async def main():
 asyncio.run(main())
 """
 
-# inserts batch n, deletes batch n - 3, prints n, for ever
+# inserts batch n, deletes batch n - 3, says n in a record and removes that of n - 3, prints n, for ever
 WORK = """
 async def main():
     store = SqliteStore(url, 0, 1)
@@ -67,7 +81,8 @@ async def main():
     while True:
         new = [make_row(seq + n) for n in range(20)]
         old = [make_row(seq - 60 + n) for n in range(20)] if seq >= 60 else []
-        await store.commit(Batch([key_of(row) for row in old], new, []))
+        records = [make_record("last", b"%d" % seq), make_record(f"batch {seq}"), make_record(f"batch {seq - 60}", None)]
+        await store.commit(Batch([key_of(row) for row in old], new, [], records))
         seq += 20
         os.write(1, b"%d\\n" % seq)
 asyncio.run(main())
@@ -179,17 +194,19 @@ def test_what_was_acknowledged_survives_kill_9(url: SqliteUrl) -> None:
             lines = worker.stdout.read().splitlines()
             acknowledged = int(lines[-1]) if lines else 0
 
-        loaded = asyncio.run(load_from(SqliteStore(url, 0, 1)))
+        records, loaded = asyncio.run(load_from(SqliteStore(url, 0, 1)))
         end = loaded[-1].seq + 1
 
         assert end in (acknowledged, acknowledged + 20) or not lines
         assert loaded == [make_row(seq) for seq in range(end - 60, end)]
+        batches = [make_record(f"batch {seq}") for seq in (end - 60, end - 40, end - 20)]
+        assert records == as_dict(make_record("last", b"%d" % (end - 20)), *batches)
 
 
-async def load_from(store: Store) -> list[Row]:
-    """Open a store, return its rows, close it."""
+async def load_from(store: Store) -> tuple[dict[RecordKey, bytes], list[Row]]:
+    """Open a store, return its records and rows, close it."""
     async with opened(store):
-        return [row for row in await load_all(store) if isinstance(row, Row)]
+        return await load_records(store), [row for row in await load_all(store) if isinstance(row, Row)]
 
 
 # --- the disk ----------------------------------------------------------------------------------------------------
@@ -198,7 +215,7 @@ async def load_from(store: Store) -> list[Row]:
 def test_an_io_error_ends_the_store_and_loses_nothing(url: SqliteUrl) -> None:
     """A file that may not grow is no full disk: nothing is tried a second time."""
     assert run(STARVE, url.folder).split() == ["StoreFailed"] * 3
-    assert asyncio.run(load_from(SqliteStore(url, 0, 1))) == [make_row(1)]
+    assert asyncio.run(load_from(SqliteStore(url, 0, 1))) == ({}, [make_row(1)])
 
 
 class SmallDisk:
