@@ -10,7 +10,7 @@ not for being newer: a failover may bring back an older lease, and then nobody m
 acknowledged. The process then ends, and starts over from what the store has.
 
 **A full memory** refuses a batch that adds bytes, as a whole and before its first write. One that frees at least as much passes, and so does one that only
-marks: jobs are still delivered and completed, and heartbeats without a state still count.
+marks: jobs are still delivered, completed and returned, and heartbeats without a state still count.
 
 **Too few replicas** within the time (`wait_replicas`) is an unknown outcome: the batch is written, but perhaps only here.
 

@@ -2,11 +2,12 @@
 --
 -- KEYS: lease, rows, marks, states, extras, records of one shard
 -- ARGV: token, number of the batch before, number of this one; then in MessagePack: fields to delete, and field, value, field, value, …
---       of marks, states and rows; then of extras and of records, and the fields of records to remove: each of these may be '' for none
+--       of marks, states and rows; and where there are any of these, of extras and of records, and the fields of records to remove, '' for none
 -- Returns OK; FENCED (another token), LOST (another batch came last), ABSENT, PRESENT (not the rows that the caller knows), all three with nothing
 -- written; or TORN and why: half of it is written.
 
 local WIDTH = 2000 -- values in one command: Lua's stack holds 8,000
+local SMALL = 1000 -- bytes of extras that are taken as a mark is, even when the memory is full
 
 local lease, rows, marks, states, extras, records = unpack(KEYS)
 local held = redis.call('HMGET', lease, 'token', 'batch')
@@ -17,15 +18,17 @@ local gone = cmsgpack.unpack(ARGV[4])
 local marked = cmsgpack.unpack(ARGV[5])
 local stated = cmsgpack.unpack(ARGV[6])
 local added = cmsgpack.unpack(ARGV[7])
-local none = {}
-local extended = ARGV[8] ~= '' and cmsgpack.unpack(ARGV[8]) or none
-local recorded = ARGV[9] ~= '' and cmsgpack.unpack(ARGV[9]) or none
-local dropped = ARGV[10] ~= '' and cmsgpack.unpack(ARGV[10]) or none
+local extended, recorded, dropped = {}, {}, {}
+if ARGV[8] then
+  if ARGV[8] ~= '' then extended = cmsgpack.unpack(ARGV[8]) end
+  if ARGV[9] ~= '' then recorded = cmsgpack.unpack(ARGV[9]) end
+  if ARGV[10] ~= '' then dropped = cmsgpack.unpack(ARGV[10]) end
+end
 
 redis.call('HLEN', rows) -- each of these is an error where another type of key has the name
 redis.call('HLEN', marks)
 redis.call('HLEN', states)
-local with_extras = redis.call('HLEN', extras) > 0
+local with_extras = #gone + #extended > 0 and redis.call('HLEN', extras) > 0
 if #recorded + #dropped > 0 then redis.call('HLEN', records) end
 
 local bytes = 0 -- that the batch adds to what is stored, marks aside
@@ -40,8 +43,8 @@ end
 for i = 2, #stated, 2 do
   bytes = bytes + #stated[i]
 end
-for i = 2, #extended, 2 do
-  bytes = bytes + #extended[i]
+for i = 1, #extended, 2 do
+  if #extended[i + 1] > SMALL then bytes = bytes + #extended[i + 1] - redis.call('HSTRLEN', extras, extended[i]) end
 end
 for i = 1, #recorded, 2 do
   bytes = bytes + #recorded[i] + #recorded[i + 1] - redis.call('HSTRLEN', records, recorded[i])

@@ -13,11 +13,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import pytest
@@ -251,6 +251,9 @@ class RedisCluster:
         return b"cluster_state:ok" in info and b"cluster_slots_ok:16384" in info and b"cluster_known_nodes:3" in info
 
 
+StartRedis: TypeAlias = "Callable[..., RedisServer]"
+
+
 class RedisPlace(Protocol):
     """A server that need not be one that we may hurt."""
 
@@ -288,6 +291,19 @@ def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         return
     with running(binaries()[request.param], tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(params=list(binaries()))
+def start_redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartRedis]:
+    """Return a function that starts a server with settings of its own; each is stopped at the end."""
+    with ExitStack() as stack:
+
+        def start(**settings: str | None) -> RedisServer:
+            named = {name.replace("_", "-"): value for name, value in settings.items()}
+            folder = tmp_path / f"redis-{len(list(tmp_path.iterdir()))}"
+            return stack.enter_context(running(binaries()[request.param], folder, named))
+
+        yield start
 
 
 def _quoted(name: str, value: str) -> str:

@@ -9,8 +9,20 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proteus_shards.core.model import COUNT_MAX, NAME_LENGTH_MAX, TIME_US_MAX, TIME_US_MIN, Batch, Row, Status
+from proteus_shards.core.model import (
+    COUNT_MAX,
+    NAME_LENGTH_MAX,
+    RECORD_BYTES_MAX,
+    RECORD_NAME_BYTES_MAX,
+    TIME_US_MAX,
+    TIME_US_MIN,
+    Batch,
+    Record,
+    Row,
+    Status,
+)
 from proteus_shards.core.placement import SLOTS, slots_of
+from proteus_shards.store.dynamodb_records import record_writes_of, records_of
 from proteus_shards.store.dynamodb_rows import (
     BATCH_BYTES_MAX,
     BATCH_ROWS_MAX,
@@ -26,7 +38,7 @@ from proteus_shards.store.dynamodb_rows import (
 )
 from tests.servers.strict_dynamodb_table import item_bytes
 from tests.store.rows import key_of as row_key
-from tests.store.rows import make_mark, make_row
+from tests.store.rows import make_mark, make_row, record_names
 from tests.store.rows import rows_of as drawn_rows
 
 LARGEST_NUMBERS: dict[str, Any] = {
@@ -58,14 +70,16 @@ def test_a_row_comes_back_from_its_item(row: Row) -> None:
 
 
 def test_every_row_within_the_limit_is_an_item_within_that_of_aws() -> None:
-    """Whatever its numbers and its reason are, and wherever its bytes lie."""
+    """Whatever its numbers and its reason are, and wherever its bytes lie, its extras too."""
     name = "\U0001f600" * NAME_LENGTH_MAX
     reason = name
     names = 2 * len(name.encode())
     for payload, state in ((ROW_BYTES_MAX - names, 0), (0, ROW_BYTES_MAX - names), (1000, ROW_BYTES_MAX - names - 1000)):
-        row = make_row(COUNT_MAX, queue=name, id=name, reason=reason, payload=b"x" * payload, state=b"x" * state, **LARGEST_NUMBERS)
+        for extras in (0, payload // 2):
+            values = {"payload": b"x" * (payload - extras), "state": b"x" * state, "extras": b"x" * extras}
+            row = make_row(COUNT_MAX, queue=name, id=name, reason=reason, **values, **LARGEST_NUMBERS)
 
-        assert counted(row) <= size_of(row) <= ITEM_BYTES_MAX
+            assert counted(row) <= size_of(row) <= ITEM_BYTES_MAX
 
 
 def test_every_batch_within_the_limits_is_a_transaction_within_that_of_aws() -> None:
@@ -74,6 +88,36 @@ def test_every_batch_within_the_limits_is_a_transaction_within_that_of_aws() -> 
     rows = [make_row(seq, id="i", payload=b"x" * (size - 2), reason="r" * 200, **LARGEST_NUMBERS) for seq in range(99)]
 
     assert sum(map(counted, rows)) + 1024 <= TRANSACTION_BYTES_MAX
+
+
+def test_every_batch_of_records_within_the_limits_is_a_transaction_within_that_of_aws() -> None:
+    """The largest number of them, with names as long as they may be; and the largest record is an item."""
+    name = "n" * RECORD_NAME_BYTES_MAX
+    value = bytes(BATCH_BYTES_MAX // BATCH_ROWS_MAX - len(name))
+    most = [Record(1023, 65_535, name, value)] * BATCH_ROWS_MAX
+    largest = Record(1023, 65_535, name, bytes(RECORD_BYTES_MAX))
+
+    assert sum(map(counted_record, most)) + 1024 <= TRANSACTION_BYTES_MAX
+    assert counted_record(largest) <= ITEM_BYTES_MAX
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=record_names, slot=st.integers(0, 1023), value=st.binary())
+def test_a_record_comes_back_from_its_item(name: str, slot: int, value: bytes) -> None:
+    """Through the JSON of the wire; its sort key is short, and in the range of its slot alone."""
+    record = Record(slot, 3, name, value)
+    (put,) = (write["Put"]["Item"] for write in record_writes_of([record], "jobs", "records"))
+    low, high = range_of(range(slot, slot + 1))
+
+    assert records_of(msgspec.Raw(msgspec.json.encode([put])), "jobs", "records") == [record]
+    assert low <= put["sk"]["S"] <= high
+    assert len(put["sk"]["S"]) < 80
+
+
+def counted_record(record: Record) -> int:
+    """Return the size of a record's item, as AWS counts it."""
+    (write,) = record_writes_of([record], "jobs", "records")
+    return item_bytes(json.loads(msgspec.json.encode(write["Put"]["Item"])))
 
 
 @given(shards=st.integers(1, SLOTS), slot=st.integers(0, SLOTS - 1), seq=st.integers(0, COUNT_MAX))

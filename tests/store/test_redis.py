@@ -127,7 +127,7 @@ async def test_a_key_of_another_type_in_our_place_stops_the_commit_before_its_fi
         await store._wire.call("DEL", key)
         await store._wire.call("SET", key, "theirs")
         with pytest.raises(StoreFailed, match="of another type"):
-            await store.commit(Batch([], [row], [], [make_record("a")]))
+            await store.commit(Batch([], [row], [make_mark(make_row(2), extras_set=True, extras=b"e")], [make_record("a")]))
 
         assert await store._wire.call("GET", key) == b"theirs"
         assert await store._wire.call("EXISTS", *(set(backing.keys.all) - {key, backing.keys.lease})) == 0

@@ -4,138 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as LostError
 
-from proteus_shards.core.model import Batch, Row
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Durability
 from proteus_shards.store.redis import RedisStore
 from proteus_shards.store.redis_errors import ServerSaid, Unanswered, code_of, fault_of
 from tests.conftest import eventually
-from tests.servers.redis import RedisServer, binaries, running
+from tests.servers.redis import RedisServer, StartRedis
 from tests.store.redis_backing import RedisBacking, outcome_of, owning, redis_url
-from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_mark, make_row, marked, marking
-
-StartRedis = Callable[..., RedisServer]
-
-
-@pytest.fixture(params=list(binaries()))
-def start_redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartRedis]:
-    """Return a function that starts a server with settings of its own; each is stopped at the end."""
-    with ExitStack() as stack:
-
-        def start(**settings: str | None) -> RedisServer:
-            named = {name.replace("_", "-"): value for name, value in settings.items()}
-            folder = tmp_path / f"redis-{len(list(tmp_path.iterdir()))}"
-            return stack.enter_context(running(binaries()[request.param], folder, named))
-
-        yield start
-
-
-# --- a full memory -----------------------------------------------------------------------------------------------
-
-
-async def fill(store: RedisStore, seq: int = 1000) -> list[Row]:
-    """Insert rows of 100 KB until the server refuses one; return those that it took."""
-    taken: list[Row] = []
-    while len(taken) < 1000:
-        row = make_row(seq + len(taken), payload=b"x" * 100_000)
-        try:
-            await store.commit(inserting(row))
-        except StoreRefused as refusal:
-            assert "maxmemory" in str(refusal)  # noqa: PT017  # it is one of many, of which the last one counts
-            return taken
-        taken.append(row)
-    pytest.fail("the memory was never full")
-
-
-@in_asyncio
-async def test_a_full_memory_refuses_what_adds_and_lets_jobs_be_delivered_and_completed(start_redis: StartRedis) -> None:
-    """A refused batch leaves nothing, not even its deletes; a batch that frees as much as it adds passes; all goes on once there is room."""
-    server = start_redis(maxmemory="6mb")
-    backing = RedisBacking(server)
-    async with owning(backing.store()) as store:
-        rows = await fill(store)
-        first, second, third = rows[:3]
-        mark = make_mark(first)
-        more = make_row(1, payload=bytes(150_000))
-        for batch in (inserting(more), Batch([key_of(second)], [more], []), marking(make_mark(third, state_set=True, state=bytes(50_000)))):
-            with pytest.raises(StoreRefused):
-                await store.commit(batch)
-        await store.commit(marking(mark))
-        assert await store.read([key_of(row) for row in [first, second, third, more]]) == {
-            key_of(first): marked(first, mark),
-            key_of(second): second,
-            key_of(third): third,
-        }
-
-        assert await store.reopen() > 1
-        swapped = make_row(2, payload=bytes(90_000))
-        await store.commit(Batch([key_of(first)], [swapped], []))
-        for row in rows[1:-1]:
-            await store.commit(deleting(row))
-        await store.commit(inserting(more))
-        assert await store.read([key_of(row) for row in [swapped, more]]) == {key_of(swapped): swapped, key_of(more): more}
-
-
-@in_asyncio
-async def test_a_new_owner_recovers_from_a_full_memory(start_redis: StartRedis) -> None:
-    """Taking the rows over writes, too, and passes."""
-    server = start_redis(maxmemory="6mb")
-    backing = RedisBacking(server)
-    async with owning(backing.store()) as store:
-        rows = await fill(store)
-    async with owning(backing.store()) as store:
-        assert await load_all(store) == rows
-        await store.commit(deleting(*rows))
-
-
-@in_asyncio
-async def test_a_move_without_the_memory_for_it_changes_nothing(start_redis: StartRedis) -> None:
-    """It is refused, and the old number of shards goes on."""
-    server = start_redis(maxmemory="6mb")
-    backing = RedisBacking(server)
-    async with owning(backing.store()) as store:
-        rows = await fill(store)
-    with pytest.raises(StoreRefused, match="as much memory again"):
-        await backing.prepare(3)
-    await backing.prepare(1)
-    async with owning(backing.store()) as store:
-        assert await load_all(store) == rows
-    assert {b"1", b"0"} >= {await count_keys(backing, generation) for generation in (2, 3)}
-
-
-async def count_keys(backing: RedisBacking, generation: int) -> bytes:
-    """Return how many leases there are of a generation."""
-    async with owning(backing.store()) as store:
-        return b"%d" % len(await store._wire.call("KEYS", f"*:g{generation}:*"))
-
-
-@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-@in_asyncio
-async def test_a_server_that_may_throw_rows_away_is_refused_unless_that_is_allowed(start_redis: StartRedis, policy: str) -> None:
-    """At the start for good; later it may be set back, and until then the store is away. Without a maxmemory the policy has no meaning."""
-    server = start_redis(maxmemory_policy=policy)
-    backing, lenient = RedisBacking(server), RedisBacking(server, allow_eviction="yes")
-    async with owning(backing.store()) as store:
-        await store.commit(inserting(make_row(1)))
-        server.ask("CONFIG", "SET", "maxmemory", "100mb")
-        with pytest.raises(StoreRefused, match=f"maxmemory-policy {policy}.*allow_eviction=yes"):
-            await store.reopen()
-    with pytest.raises(StoreError, match=f"maxmemory-policy {policy}.*allow_eviction=yes") as raised:
-        await backing.store().open()
-    async with owning(lenient.store()) as store:
-        await store.commit(inserting(make_row(1)))
-
-    assert not isinstance(raised.value, StoreRefused)
-
+from tests.store.rows import deleting, in_asyncio, inserting, key_of, load_all, make_row
 
 # --- a server that does not take it now --------------------------------------------------------------------------
 
