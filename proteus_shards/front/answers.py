@@ -17,6 +17,7 @@ from http import HTTPStatus
 import msgspec
 
 from proteus_shards.core.commands import DeadLetter, Delivery, Reason, Refused
+from proteus_shards.core.extras import NO_EXTRAS, Extras
 from proteus_shards.front.counts import count_problem
 from proteus_shards.front.instants import write_instant
 
@@ -186,6 +187,30 @@ class _JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     updated_at: str
 
 
+class AttemptShown(msgspec.Struct, frozen=True, kw_only=True):
+    """One run that did not complete its job."""
+
+    attempt: int
+    started_at: str | None
+    ended_at: str
+    outcome: str
+    error: str | None
+
+
+def history_shown(extras: Extras) -> list[AttemptShown]:
+    """Return the runs of a job that did not complete it, the first one first."""
+    return [
+        AttemptShown(
+            attempt=attempt.number,
+            started_at=write_instant(attempt.started_at) if attempt.started_at else None,
+            ended_at=write_instant(attempt.ended_at),
+            outcome=attempt.outcome,
+            error=attempt.error,
+        )
+        for attempt in extras.history
+    ]
+
+
 class _JobsPart(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     jobs: list[_JobView]
@@ -202,6 +227,9 @@ class _DeadView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     run_at: str | msgspec.UnsetType
     attempt: int
     reason: str
+    key: str | msgspec.UnsetType
+    priority: int | msgspec.UnsetType
+    history: list[AttemptShown]
     created_at: str
     died_at: str
 
@@ -232,6 +260,7 @@ def _job_view(job: Delivery) -> _JobView:
 
 
 def _dead_view(letter: DeadLetter) -> _DeadView:
+    extras = letter.extras or NO_EXTRAS
     return _DeadView(
         id=letter.id,
         queue=letter.queue,
@@ -243,6 +272,9 @@ def _dead_view(letter: DeadLetter) -> _DeadView:
         run_at=write_instant(letter.run_at) if letter.run_at is not None else msgspec.UNSET,
         attempt=letter.attempt,
         reason=letter.reason,
+        key=extras.key if extras.key is not None else msgspec.UNSET,
+        priority=extras.priority or msgspec.UNSET,
+        history=history_shown(extras),
         created_at=write_instant(letter.created_at),
         died_at=write_instant(letter.died_at),
     )

@@ -11,23 +11,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Done, Outcome, Refused
-from proteus_shards.core.commands_control import FindJobs, GetJob, GetQueue, Jobs, ListJobs, ListQueues, Queues, SetQueue, State
+from proteus_shards.core.commands_control import (
+    Change,
+    Counted,
+    FindJobs,
+    GetJob,
+    GetQueue,
+    Jobs,
+    ListJobs,
+    ListQueues,
+    Purge,
+    Queues,
+    Redrive,
+    SetQueue,
+    State,
+)
+from proteus_shards.core.extras import PRIORITY_MAX
 from proteus_shards.core.model import name_fault
+from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.core.queue_settings import SECONDS_MAX
-from proteus_shards.front.answers import ACCEPTED, Answer, Problem, fault, json_answer, refusal
+from proteus_shards.front.answers import ACCEPTED, COMPLETED, Answer, Problem, fault, json_answer, refusal
 from proteus_shards.front.errands import Batch, Item
-from proteus_shards.front.everywhere import AskAll
-from proteus_shards.front.job_bodies import raw_json
+from proteus_shards.front.everywhere import AskAll, InPortions
+from proteus_shards.front.instants import RULE, read_instant
+from proteus_shards.front.job_bodies import STRING, UNREADABLE, Rules, explain, raw_json
 from proteus_shards.front.operations import Ask, Parse
 from proteus_shards.front.queries import parse_query, read_integer, read_name, read_seconds
 from proteus_shards.front.views import Page, job_shown, jobs_page, queue_shown
 
 PAGE_DEFAULT = 100
+ALL = "all"
 AFTER_LENGTH_MAX = 64  # of a cursor
 _STATES = frozenset(State)
 _SWITCH = {"true": True, "false": False}
@@ -149,6 +168,116 @@ def find_jobs(_body: bytes, query: bytes, settings: Settings) -> AskAll | Proble
     return AskAll(FindJobs(job_id, limit), show)
 
 
+# --- changes of many -------------------------------------------------------------------------------------------
+
+
+def purge(_body: bytes, query: bytes, _settings: Settings) -> InPortions | Problem:
+    """`POST /purge?queue=&state=&key=`: removes the jobs of a state, or all; without a state all that wait."""
+    values = parse_query(query, ("queue", "state", "key"))
+    if isinstance(values, Problem):
+        return values
+    queue = read_name(values, "queue")
+    if isinstance(queue, Problem):
+        return queue
+    state = values.get("state")
+    if state is not None and state != ALL and state not in _STATES:
+        return fault("state", f"must be one of {', '.join(State)}, {ALL}")
+    key = values.get("key")
+    if key is not None and (wrong := name_fault(key)) is not None:
+        return fault("key", wrong)
+    states = [] if state is None else [str(each) for each in State] if state == ALL else [state]
+    command = Purge(queue, states, key)
+    return InPortions(command, lambda _: command)
+
+
+def delete_job(_body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
+    """`DELETE /job?queue=&job_id=`: removes the live job of that id and its dead letters."""
+    named = _job(query)
+    if isinstance(named, Problem):
+        return named
+    queue, job_id = named
+    return Ask(Purge(queue, [str(state) for state in State], None, [job_id]), _show_deleted)
+
+
+def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Problem:
+    """`POST /redrive?queue=&to=`: gives dead letters a new life, all or those that the body names (`ids`, `key`, `reason`)."""
+    values = parse_query(query, ("queue", "to"))
+    if isinstance(values, Problem):
+        return values
+    queue = read_name(values, "queue")
+    if isinstance(queue, Problem):
+        return queue
+    to = values.get("to")
+    if to is not None and (wrong := name_fault(to)) is not None:
+        return fault("to", wrong)
+    if to is not None and shard_of(slot_of(to), settings.shards) != shard_of(slot_of(queue), settings.shards):
+        return fault("to", "must be a queue of the same shard: a redrive is one atomic step")
+    chosen = _Chosen()
+    if body:
+        try:
+            if not body.isascii():
+                body.decode()
+            chosen = _chosen.decode(body)
+        except UNREADABLE:
+            return explain(body, _CHOSEN_RULES, (), "is not a field of a redrive (there are: ids, key, reason)")
+    if chosen.ids is not None and len(chosen.ids) > settings.batch_jobs_max:
+        detail = f"ids: must hold at most {settings.batch_jobs_max}, not {len(chosen.ids)} (batch_jobs_max)"
+        return Problem(status=413, detail=detail, field="ids")
+    command = Redrive(queue, chosen.ids, chosen.key, chosen.reason, to)
+    return InPortions(command, lambda counted: msgspec.structs.replace(command, after=counted.after))
+
+
+def change_job(body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
+    """`PATCH /job?queue=&job_id=`: another `run_at` (null: now) or `priority` for a job that waits."""
+    named = _job(query)
+    if isinstance(named, Problem):
+        return named
+    try:
+        if not body.isascii():
+            body.decode()
+        changed = _changed.decode(body)
+    except UNREADABLE:
+        return explain(body, _CHANGED_RULES, (), "is not a field that can be changed (there are: run_at, priority)")
+    run_at_us: int | None = None
+    if changed.run_at is None:
+        run_at_us = 0
+    elif changed.run_at is not msgspec.UNSET:
+        run_at_us = read_instant(changed.run_at)
+        if run_at_us is None:
+            return fault("run_at", RULE)
+    priority = None if changed.priority is msgspec.UNSET else changed.priority
+    if run_at_us is None and priority is None:
+        return fault("body", "must say what shall change: run_at, priority")
+    queue, job_id = named
+    return Ask(Change(queue, job_id, run_at_us if run_at_us is None else max(0, run_at_us), priority), _show_accepted)
+
+
+_Priority = Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
+
+
+class _Chosen(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    ids: list[str] | None = None
+    key: str | None = None
+    reason: str | None = None
+
+
+class _Changed(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    run_at: str | msgspec.UnsetType | None = msgspec.UNSET
+    priority: _Priority | msgspec.UnsetType = msgspec.UNSET
+
+
+_chosen = msgspec.json.Decoder(_Chosen)
+_CHOSEN_RULES: Rules = {
+    "ids": (msgspec.json.Decoder(list[str] | None), "must be an array of strings"),
+    "key": (msgspec.json.Decoder(str | None), STRING),
+    "reason": (msgspec.json.Decoder(str | None), STRING),
+}
+_changed = msgspec.json.Decoder(_Changed)
+_CHANGED_RULES: Rules = {
+    "run_at": (msgspec.json.Decoder(str | None), RULE),
+    "priority": (msgspec.json.Decoder(_Priority), f"must be an integer from {-PRIORITY_MAX} to {PRIORITY_MAX}"),
+}
+
 CONTROL_OPERATIONS: dict[tuple[str, str], Parse] = {
     ("GET", "/queues"): list_queues,
     ("GET", "/queue"): get_queue,
@@ -158,8 +287,12 @@ CONTROL_OPERATIONS: dict[tuple[str, str], Parse] = {
     ("GET", "/jobs"): list_jobs,
     ("GET", "/job"): get_job,
     ("GET", "/find"): find_jobs,
+    ("POST", "/purge"): purge,
+    ("DELETE", "/job"): delete_job,
+    ("PATCH", "/job"): change_job,
+    ("POST", "/redrive"): redrive,
 }
-CONTROL_WITH_BODY: frozenset[Parse] = frozenset({patch_queue})
+CONTROL_WITH_BODY: frozenset[Parse] = frozenset({patch_queue, change_job, redrive})
 
 
 # --- outcomes --------------------------------------------------------------------------------------------------
@@ -192,6 +325,14 @@ def _show_jobs(outcome: Outcome) -> Answer:
 def _show_job(outcome: Outcome) -> Answer:
     assert type(outcome) is Jobs
     return json_answer(job_shown(outcome.jobs[0]))
+
+
+def _show_deleted(outcome: Outcome) -> Answer:
+    assert type(outcome) is Counted
+    return COMPLETED if outcome.jobs else _NO_SUCH_JOB.answer()
+
+
+_NO_SUCH_JOB = Problem(status=404, detail="no job with this id is in the queue")
 
 
 # --- parameters ------------------------------------------------------------------------------------------------

@@ -11,24 +11,14 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards.core.commands_control import JobView, QueueView
-from proteus_shards.core.extras import Attempt, Backoff, Extras
+from proteus_shards.core.extras import NO_EXTRAS, Backoff
 from proteus_shards.core.model import SECOND_US
-from proteus_shards.front.answers import Answer, json_answer, write_run_id
+from proteus_shards.front.answers import Answer, AttemptShown, history_shown, json_answer, write_run_id
 from proteus_shards.front.instants import write_instant
 
 Unset: TypeAlias = msgspec.UnsetType
 
 _NO_SETTINGS = msgspec.Raw(b"{}")
-
-
-class AttemptShown(msgspec.Struct, frozen=True, kw_only=True):
-    """One run that did not complete its job."""
-
-    attempt: int
-    started_at: str | None
-    ended_at: str
-    outcome: str
-    error: str | None
 
 
 class BackoffShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +87,7 @@ class Page(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 def job_shown(job: JobView) -> JobShown:
     """Return a job as it is shown."""
-    extras = job.extras or Extras()
+    extras = job.extras or NO_EXTRAS
     return JobShown(
         id=job.id,
         queue=job.queue,
@@ -118,7 +108,7 @@ def job_shown(job: JobView) -> JobShown:
         run_id=write_run_id(job.run_id) if job.run_id is not None else msgspec.UNSET,
         timeout_in=job.deadline_us / SECOND_US if job.deadline_us is not None else msgspec.UNSET,
         reason=_set(job.reason),
-        history=[_attempt(attempt) for attempt in extras.history],
+        history=history_shown(extras),
         waits_for=job.waits_for,
         blocked_by=job.blocked_by,
         due_at=_instant(job.due_at),
@@ -155,16 +145,6 @@ def _set(text: str | None) -> str | Unset:
 
 def _instant(instant_us: int | None) -> str | None:
     return None if instant_us is None else write_instant(instant_us)
-
-
-def _attempt(attempt: Attempt) -> AttemptShown:
-    return AttemptShown(
-        attempt=attempt.number,
-        started_at=write_instant(attempt.started_at) if attempt.started_at else None,
-        ended_at=write_instant(attempt.ended_at),
-        outcome=attempt.outcome,
-        error=attempt.error,
-    )
 
 
 def _backoff(backoff: Backoff) -> BackoffShown:
