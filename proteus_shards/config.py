@@ -110,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queues_max: _Count = 1_000_000
     dead_letters_max: Annotated[int, msgspec.Meta(ge=0, le=_UNREACHABLE)] = 10_000
     dead_letters_seconds_max: _Seconds = 14 * 86_400.0
+    schedules_max: _Count = 10_000
     metrics_queues_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
     dashboard_viewers_max: _Count = 64
 
@@ -167,6 +168,7 @@ SETTINGS_HELP: dict[str, str] = {
     "queues_max": "most queues in one shard; beyond it 429",
     "dead_letters_max": "dead letters kept per queue; the oldest beyond it are dropped, counted and logged",
     "dead_letters_seconds_max": "a dead letter older than this is dropped, counted and logged",
+    "schedules_max": "most recurring jobs of one shard; beyond it 429",
     "metrics_queues_max": "queues with series of their own in GET /metrics: the deepest; all others are summed",
     "dashboard_viewers_max": "most pages of the dashboard that one front keeps up to date; beyond it 429",
 }

@@ -53,6 +53,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jinja2": ("front/",),
     "asyncio": ("shard/", "store/"),
     "uvloop": ("shard/",),
+    "cronsim": ("shard/calendar",),
+    "zoneinfo": ("shard/calendar",),
     "sqlite3": ("store/sqlite",),
     "asyncpg": ("store/postgres",),
     "redis": ("store/redis",),

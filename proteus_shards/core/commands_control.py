@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from proteus_shards.core.commands_jobs import Enqueue
 from proteus_shards.core.extras import Extras
 
 
@@ -206,11 +207,12 @@ class ScheduleView(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PutSchedule(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=21):
-    """Make or change a recurring job of a queue. Answers `Done` or INVALID, naming the field."""
+    """Make or change a recurring job of a queue. `job` is that of its definition, its queue and id left open. Answers `Done` or INVALID, naming the field."""
 
     queue: str
     name: str
     definition: bytes
+    job: Enqueue | None = None
 
 
 class DropSchedule(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=22):
@@ -221,11 +223,12 @@ class DropSchedule(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2
 
 
 class ListSchedules(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=23):
-    """List recurring jobs of a shard, or of one queue. Answers `Schedules`."""
+    """List recurring jobs of a queue ("": of all the shard's), or the one of a name, by queue and name. Answers `Schedules`."""
 
-    queue: str | None = None
+    queue: str = ""
     count: int = 1000
     after: str = ""
+    name: str | None = None
 
 
 class Schedules(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=109):

@@ -48,6 +48,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     queues_max: int
     dead_letters_max: int
     dead_letters_us_max: int
+    schedules_max: int = 10_000
     keeps: bool  # whether there is a store for persist_data jobs
     row_bytes_max: int | None = None  # the store's own limits, as `store.contract` says
     batch_rows_max: int | None = None

@@ -59,9 +59,9 @@ from proteus_shards.core.model import SECOND_US, Job, RecordKey, RowKey
 from proteus_shards.core.once import Once
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
+from proteus_shards.core.recurring import Recurring
 from proteus_shards.core.runs import AWAY
 from proteus_shards.core.spans import RESERVED
-from proteus_shards.core.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,13 +69,21 @@ if TYPE_CHECKING:
     from proteus_shards.core.holdings import Key
     from proteus_shards.core.ledger import Image, Undo
     from proteus_shards.core.model import Batch
+    from proteus_shards.core.schedules import Calendar
 
 
-class Shard(Once, Upkeep):
+class Shard(Once, Recurring):
     """The queues of one shard, as commands see them."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        new_run_id: Callable[[], bytes],
+        draw: Callable[[], float] = lambda: 0.0,
+        calendar: Calendar | None = None,
+    ) -> None:
         super().__init__(limits, new_run_id, draw)
+        self._calendar = calendar or self._calendar
         self._handlers: dict[type, Callable[[Key | None, Any], None]] = {
             Enqueue: self._enqueue,
             Next: self._next,
@@ -88,6 +96,7 @@ class Shard(Once, Upkeep):
             **self._step_handlers(),
             **self._control_handlers(),
             **self._upkeep_handlers(),
+            **self._recurring_handlers(),
         }
         self.records_in_doubt: list[RecordKey] = []
 
@@ -103,11 +112,15 @@ class Shard(Once, Upkeep):
             self._wall_stepped += step  # dead letters do not get older by it
         self._now = max(now, self._now)
         self._wall = wall
+        if step < -WALL_STEP_US:
+            self._mind_clock()
         self._clock = max(wall, self._clock)
         if not due:
             return
         if self._scans:
             self._scan_on()
+        if (first := self._recurring.first()) is not None and first <= wall:
+            self._come_up()
         if (first := self._expiries.first()) is not None and first <= wall:
             self._lapse_due()
         if (first := self._schedule.first()) is not None and first <= wall:
@@ -129,6 +142,7 @@ class Shard(Once, Upkeep):
         self._refills.sweep(len(self._waiting))
         self._polls.sweep(len(self._waiting))
         self._graves.sweep(len(self._aging))
+        self._recurring.sweep(len(self.schedules))
 
     def apply(self, key: Key | None, command: Command) -> None:
         """Carry out a command. Its outcome comes out of `take_replies` under `key`, now or once its commit is known; None: of no interest."""
@@ -149,6 +163,7 @@ class Shard(Once, Upkeep):
         waits = []
         for first, clock in (
             (self._schedule.first(), wall),
+            (self._recurring.first(), wall),
             (self._expiries.first(), wall),
             (self._deadlines.first(), now),
             (self._refills.first(), now),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -60,7 +61,7 @@ def list_queues(_body: bytes, query: bytes, settings: Settings) -> AskAll | Prob
     values = parse_query(query, ("after", "limit", "contains"))
     if isinstance(values, Problem):
         return values
-    limit = _limit(values, settings)
+    limit = read_limit(values, settings)
     if isinstance(limit, Problem):
         return limit
     after, contains = values.get("after", ""), values.get("contains", "")
@@ -129,7 +130,7 @@ def list_jobs(_body: bytes, query: bytes, settings: Settings) -> Ask | Problem:
     age_us = read_seconds("older_than", values.get("older_than"), SECONDS_MAX, default=-1)
     if isinstance(age_us, Problem):
         return age_us
-    limit = _limit(values, settings)
+    limit = read_limit(values, settings)
     if isinstance(limit, Problem):
         return limit
     after = values.get("after")
@@ -156,7 +157,7 @@ def find_jobs(_body: bytes, query: bytes, settings: Settings) -> AskAll | Proble
     job_id = read_name(values, "job_id")
     if isinstance(job_id, Problem):
         return job_id
-    limit = _limit(values, settings)
+    limit = read_limit(values, settings)
     if isinstance(limit, Problem):
         return limit
 
@@ -196,7 +197,7 @@ def delete_job(_body: bytes, query: bytes, _settings: Settings) -> Ask | Problem
     if isinstance(named, Problem):
         return named
     queue, job_id = named
-    return Ask(Purge(queue, [str(state) for state in State], None, [job_id]), _show_deleted)
+    return Ask(Purge(queue, [str(state) for state in State], None, [job_id]), partial(_show_deleted, queue, job_id))
 
 
 def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Problem:
@@ -327,12 +328,11 @@ def _show_job(outcome: Outcome) -> Answer:
     return json_answer(job_shown(outcome.jobs[0]))
 
 
-def _show_deleted(outcome: Outcome) -> Answer:
+def _show_deleted(queue: str, job_id: str, outcome: Outcome) -> Answer:
     assert type(outcome) is Counted
-    return COMPLETED if outcome.jobs else _NO_SUCH_JOB.answer()
-
-
-_NO_SUCH_JOB = Problem(status=404, detail="no job with this id is in the queue")
+    if outcome.jobs:
+        return COMPLETED
+    return Problem(status=404, detail="no job with this id is in the queue", queue=queue, job_id=job_id).answer()
 
 
 # --- parameters ------------------------------------------------------------------------------------------------
@@ -354,6 +354,7 @@ def _job(query: bytes) -> tuple[str, str] | Problem:
     return job_id if isinstance(job_id, Problem) else (queue, job_id)
 
 
-def _limit(values: dict[str, str], settings: Settings) -> int | Problem:
+def read_limit(values: dict[str, str], settings: Settings) -> int | Problem:
+    """Return how many a page shall have at most."""
     most = settings.num_jobs_max
     return read_integer("limit", values.get("limit"), min(PAGE_DEFAULT, most), 1, most)

@@ -45,7 +45,18 @@ from proteus_shards.core.commands import (
     Replace,
     Requeue,
 )
-from proteus_shards.core.commands_control import Change, GetJob, GetQueue, ListJobs, Purge, Redrive, SetQueue
+from proteus_shards.core.commands_control import (
+    Change,
+    DropSchedule,
+    GetJob,
+    GetQueue,
+    ListJobs,
+    ListSchedules,
+    Purge,
+    PutSchedule,
+    Redrive,
+    SetQueue,
+)
 from proteus_shards.core.model import name_fault
 from proteus_shards.front.answers import (
     ACCEPTED,
@@ -72,7 +83,22 @@ KNOWN_QUERY_BYTES_MAX = 256
 SpanCommand: TypeAlias = Begin | Prepare | Decide | AskDecision | Conclude | Forget
 StepCommand: TypeAlias = EnqueueAll | EnqueueOnce | Replace | Requeue | SpanCommand
 QueueCommand: TypeAlias = (
-    Enqueue | Next | Heartbeat | Complete | ListDead | GetQueue | SetQueue | GetJob | ListJobs | Purge | Redrive | Change | StepCommand
+    Enqueue
+    | Next
+    | Heartbeat
+    | Complete
+    | ListDead
+    | GetQueue
+    | SetQueue
+    | GetJob
+    | ListJobs
+    | Purge
+    | Redrive
+    | Change
+    | PutSchedule
+    | DropSchedule
+    | ListSchedules
+    | StepCommand
 )
 
 

@@ -22,6 +22,7 @@ from proteus_shards.config import BEAT_SECONDS, Failed, Ready, Settings, ShardBo
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
+from proteus_shards.shard.calendar import CronCalendar
 from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
 from proteus_shards.shard.meter import Meter
@@ -74,6 +75,7 @@ def limits_of(settings: Settings, store: Store) -> Limits:
         queues_max=settings.queues_max,
         dead_letters_max=settings.dead_letters_max,
         dead_letters_us_max=int(settings.dead_letters_seconds_max * 1_000_000),
+        schedules_max=settings.schedules_max,
         keeps=store.keeps,
         row_bytes_max=store.row_bytes_max,
         batch_rows_max=store.batch_rows_max,
@@ -87,7 +89,7 @@ async def serve(boot: ShardBoot) -> int:
     store = make_store(settings.store, boot.shard, settings.shards)
     required = Durability(settings.require_durability)
     meter = Meter(Tally(boot.run_dir, f"shard-{boot.shard}"), settings.metrics_queues_max)
-    core = Shard(limits_of(settings, store), run_ids(), random.random)
+    core = Shard(limits_of(settings, store), run_ids(), random.random, CronCalendar())
     pump = Pump(core, store, read_clocks, index=boot.shard, required=required, meter=meter)
     ending = asyncio.Event()
     _watch_lifeline(ending)
