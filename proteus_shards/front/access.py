@@ -48,6 +48,7 @@ _CONSUME = Rule(frozenset({Scope.CONSUME}))
 _READ = Rule(frozenset({Scope.READ}))
 _READ_ALL = Rule(frozenset({Scope.READ}), whole=True)
 _ADMIN = Rule(frozenset({Scope.ADMIN}))
+_ANY = Rule(frozenset({Scope.READ, Scope.PRODUCE, Scope.CONSUME}))  # relay's clients look whether a job is there
 _EITHER = Rule(frozenset({Scope.PRODUCE, Scope.CONSUME}))  # what it holds is checked one by one
 
 RULES: dict[tuple[str, str], Rule] = {
@@ -76,6 +77,21 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/schedule"): _READ,
     ("PUT", "/schedule"): _ADMIN,
     ("DELETE", "/schedule"): _ADMIN,
+    ("POST", "/v1/queues/jobs"): _PRODUCE,
+    ("PUT", "/v1/queues/jobs"): _CONSUME,
+    ("GET", "/v1/queues/<queue>/jobs"): _CONSUME,
+    ("HEAD", "/v1/queues/<queue>/jobs/<job_id>"): _ANY,
+    ("GET", "/v1/queues/<queue>/jobs/<job_id>"): _ANY,
+    ("PATCH", "/v1/queues/<queue>/jobs/<job_id>"): _CONSUME,
+    ("DELETE", "/v1/queues/<queue>/jobs/<job_id>"): _CONSUME,
+    ("POST", "/v2/queues/jobs"): _PRODUCE,
+    ("GET", "/v2/queues/<queue>/jobs"): _CONSUME,
+    ("HEAD", "/v2/queues/<queue>/jobs/<job_id>"): _ANY,
+    ("GET", "/v2/queues/<queue>/jobs/<job_id>"): _ANY,
+    ("DELETE", "/v2/queues/<queue>/jobs/<job_id>"): _CONSUME,
+    ("PATCH", "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"): _CONSUME,
+    ("PUT", "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"): _CONSUME,
+    ("DELETE", "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"): _CONSUME,
     ("GET", "/health"): OPEN,
     ("HEAD", "/health"): OPEN,
     ("GET", "/ready"): _READ,

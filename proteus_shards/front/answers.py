@@ -22,6 +22,7 @@ from proteus_shards.front.counts import count_problem
 from proteus_shards.front.instants import write_instant
 
 JSON_HEADERS = (("content-type", "application/json"),)
+TEXT_HEADERS = (("content-type", "text/plain; charset=utf-8"),)
 PROBLEM_HEADERS = (("content-type", "application/problem+json"),)
 
 STATUSES: dict[Reason, int] = {
@@ -73,6 +74,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     line: int | None = None
     retry_after: int = 1
     headers: tuple[tuple[str, str], ...] = ()
+    plain: str | None = None  # the body as plain text, where it is not to be JSON; perhaps empty
 
     @property
     def retryable(self) -> bool:
@@ -82,9 +84,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     def answer(self) -> Answer:
         """Return the problem as it goes out, and count it."""
         count_problem(self.status, self.detail)
-        headers = PROBLEM_HEADERS + self.headers
+        headers = self.headers
         if self.status in WITH_RETRY_AFTER:
             headers += (("retry-after", str(max(1, self.retry_after))),)
+        if self.plain is not None:
+            return Answer(self.status, TEXT_HEADERS + headers if self.plain else headers, self.plain.encode())
+        headers = PROBLEM_HEADERS + headers
         body = _ProblemView(
             title=phrase_of(self.status),
             status=self.status,

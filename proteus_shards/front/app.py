@@ -26,6 +26,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
 
 from proteus_shards.config import Settings
+from proteus_shards.front import relay
 from proteus_shards.front.access import OPEN, check_route, rule_of
 from proteus_shards.front.answers import Answer, Problem, phrase_of
 from proteus_shards.front.bodies import too_large
@@ -39,6 +40,7 @@ from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.openapi import add_openapi_routes
+from proteus_shards.front.relay_routes import add_relay_routes
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
 from proteus_shards.front.viewers import Viewers
@@ -70,6 +72,7 @@ def make_app(
     page = page or Page(router, settings)
     if not metrics_only:
         add_native_routes(app, router, settings, page.crash_loops)
+        add_relay_routes(app, router, settings)
     add_metrics_route(app, page)
     if viewers is not None:
         add_dashboard_routes(app, viewers)
@@ -77,7 +80,10 @@ def make_app(
         add_openapi_routes(app, settings)
 
     async def http_error(error: HTTPException) -> Response:
-        return response_of(problem_of(error, settings).answer())
+        problem = problem_of(error, settings)
+        if request.scope.get(relay.SCOPE_KEY) is not None:
+            problem = relay.in_plain_text(problem)
+        return response_of(problem.answer())
 
     async def fault(error: Exception) -> Response:
         return response_of(log_fault(error).answer())
@@ -162,11 +168,12 @@ class _Gate:
                 count[message["status"]] += 1
             await exchange.send(message)
 
-        path = _path_of(scope)
-        count = self._counts.get((scope["method"], path or ""), self._no_route)
+        call = relay.route_of(scope["method"], _raw_path_of(scope))
+        path = call.sample if call is not None else _path_of(scope)
+        count = self._counts.get((scope["method"], (call.pattern if call is not None else path) or ""), self._no_route)
         connection = CURRENT_CONNECTION.get()
         scope = self._with_grant(scope, connection)
-        broken = _broken_rule(scope, path, self._settings)
+        broken = _broken_rule(scope, path, self._settings) or (None if call is None else call.fault)
         if connection is not None:
             connection.begin_exchange()
         try:
@@ -178,7 +185,7 @@ class _Gate:
                     await read_rest(watched_receive, lambda: exchange.request_ended, self._settings)
                     await _send(watched_send, answer)
             else:
-                await self._app({**scope, "path": path, SCOPE_KEY: exchange}, watched_receive, watched_send)
+                await self._app({**scope, "path": path, SCOPE_KEY: exchange, relay.SCOPE_KEY: call}, watched_receive, watched_send)
         except Exception as error:  # noqa: BLE001 it is logged, and told as what it is
             problem = log_fault(error)
             if not exchange.begun:
@@ -206,7 +213,7 @@ def _authorization(scope: Any) -> bytes | None:
 
 def _counted_as(path: str) -> str:
     """Return the name under which requests for a path are counted: versions are one, and so are the files of the dashboard."""
-    return FILES_PATH if path.startswith(FILES_PATH) else path.removeprefix("/v1")
+    return FILES_PATH if path.startswith(FILES_PATH) else relay.label_of(path)
 
 
 def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem | None:
@@ -236,6 +243,15 @@ def _path_of(scope: Any) -> str | None:
     host = next((value for name, value in scope["headers"] if name == b"host"), b"")
     relative = origin_form(target.encode(), host)
     return relative.decode() if relative is not None else None
+
+
+def _raw_path_of(scope: Any) -> bytes:
+    """Return the path as it came over the wire."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    if raw.startswith(b"/"):
+        return raw
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    return origin_form(raw, host) or b""
 
 
 async def _send(send: Callable[[Any], Awaitable[None]], answer: Answer) -> None:

@@ -9,6 +9,7 @@ from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand
 from proteus_shards.front.http1 import Request
 from proteus_shards.front.operations import Ask, Parse
+from proteus_shards.front.relay import Call
 from proteus_shards.front.routes import ROUTES_WITH_BODY
 
 
@@ -28,6 +29,9 @@ def understand(request: Request, parse: Parse, rule: Rule | None, access: Access
 
 def _read(request: Request, parse: Parse, settings: Settings) -> Ask | Errand | Problem:
     body: bytes | Problem = request.body
-    if parse in ROUTES_WITH_BODY and request.content_encoding is not None:
-        body = unpack_body(request.body, request.content_encoding, settings.body_size_max)
+    if request.content_encoding is not None:
+        if isinstance(parse, Call):
+            body = parse.unpack(request.body, request.content_encoding, settings)
+        elif parse in ROUTES_WITH_BODY:
+            body = unpack_body(request.body, request.content_encoding, settings.body_size_max)
     return body if isinstance(body, Problem) else parse(body, request.query, settings)

@@ -13,15 +13,17 @@ from proteus_shards.front.answers import Problem, fault
 
 GZIP_WINDOW = 31  # zlib's code for: gzip header and trailer, largest window
 GZIP_MEMBERS_MAX = 1024  # each costs a new decompressor, however little it holds
+RELAY_PREFIXES = (b"/v1/queues/", b"/v2/queues/")
 PIECE_BYTES = 65536  # bounds what is copied at the end of each member
 
 _PLAIN = frozenset({"", "identity"})
 _GZIP = frozenset({"gzip", "x-gzip"})
 
 
-def too_large(body_size_max: int) -> Problem:
-    """Return the problem of a body over the limit."""
-    return Problem(status=413, detail=f"body: must have at most {body_size_max} bytes (body_size_max)", field="body")
+def too_large(body_size_max: int, path: bytes = b"") -> Problem:
+    """Return the problem of a body over the limit; where the path is one of relay's API, in its words."""
+    plain = "Failed to buffer the request body: length limit exceeded" if path.startswith(RELAY_PREFIXES) else None
+    return Problem(status=413, detail=f"body: must have at most {body_size_max} bytes (body_size_max)", field="body", plain=plain)
 
 
 def bad_coding(content_encoding: str | None) -> Problem | None:

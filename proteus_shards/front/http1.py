@@ -154,7 +154,7 @@ class RequestReader:
                     self._known.clear()
                 self._known[raw] = head
         if head.length > self._limits.body_size_max:
-            return Fault(too_large(self._limits.body_size_max))
+            return Fault(too_large(self._limits.body_size_max, head.path))
         self._buffer = buffer[end:]
         self._head = head
         self._body_left = max(0, head.length)
@@ -182,7 +182,7 @@ class RequestReader:
         body_size_max = self._limits.body_size_max
         read = chunks.read(self._buffer, body_size_max - len(self._body) - chunks.left)
         if read is None:
-            return Fault(too_large(body_size_max))
+            return Fault(too_large(body_size_max, self._head.path if self._head is not None else b""))
         if isinstance(read, Fault):
             return read
         pieces, used = read
@@ -250,7 +250,7 @@ class AnswerWriter:
         return data
 
 
-def serves_among(routes: Collection[tuple[str, bytes]]) -> Serves:
-    """Return the `serves` of a fixed set of (method, raw path)."""
+def serves_among(routes: Collection[tuple[str, bytes]], prefixes: tuple[bytes, ...] = ()) -> Serves:
+    """Return the `serves` of a fixed set of (method, raw path), and of all paths that begin so."""
     known = frozenset(routes)
-    return lambda method, path: (method, path) in known
+    return lambda method, path: (method, path) in known or path.startswith(prefixes)

@@ -37,7 +37,6 @@ import trio
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Delivered, Delivery, Next, Outcome, Refused
-from proteus_shards.front.access import rule_of
 from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.asking import understand
 from proteus_shards.front.caller import Caller, LaneStatistics, Slot
@@ -51,12 +50,11 @@ from proteus_shards.front.http1 import (
     Need,
     Request,
     RequestReader,
-    serves_among,
 )
-from proteus_shards.front.operations import PREFIXES, Ask, answer
+from proteus_shards.front.lane_routes import Routes, serves
+from proteus_shards.front.operations import Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
 from proteus_shards.front.router import Router
-from proteus_shards.front.routes import LANE_ROUTES
 
 RECEIVE_BYTES = 64 * 1024
 SWEEP_SECONDS = 0.25
@@ -69,8 +67,6 @@ PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ROUTES = {(verb, (prefix + path).encode()): parse for (verb, path), parse in LANE_ROUTES.items() for prefix in PREFIXES}
-_serves = serves_among(_ROUTES)
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -100,10 +96,7 @@ class Lane:
         self._accept_again = math.inf
         self._stopping = False
         self._writer = AnswerWriter()
-        self._routes = {
-            (method, path): (parse, router.counts.of("lane", path.decode().removeprefix("/v1")), rule_of(method, path.decode()))
-            for (method, path), parse in _ROUTES.items()
-        }
+        self._routes = Routes(router.counts)
         self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -234,7 +227,7 @@ class Lane:
             with suppress(OSError):  # macOS says so where the client has gone meanwhile; reading finds that out
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted += 1
-            reader = RequestReader(self._limits, _serves, self._known_heads)
+            reader = RequestReader(self._limits, serves, self._known_heads)
             client = Caller(sock, reader, self._now + self._settings.connection_idle_seconds_max)
             self._clients[client.fd] = client
             self._poller.register(client.fd, READ)

@@ -50,22 +50,27 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
             arrived = cast("bytes", await request.get_data(cache=False))
             body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_size_max)
         asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)
-        grant = grant_of(request.scope)
-        if grant is not None:
-            asked = check_asked(grant, asked) or asked
-        if isinstance(asked, Problem):
-            return response_of(asked.answer())
-        if not isinstance(asked, Ask):
-            shown, jobs = await carry_out(asked, router)
-            exchange_of(request.scope).hold(jobs)
-            return response_of(shown)
-        outcome = await router.call(asked.command)
-        if type(outcome) is Delivered:
-            # No await between the two: from the link's hands straight into the exchange's.
-            exchange_of(request.scope).hold(outcome.jobs)
-        return response_of(answer(asked, outcome))
+        return await respond(asked, router)
 
     return view
+
+
+async def respond(asked: Ask | Errand | Problem, router: Router) -> Response:
+    """Carry out what the current request has turned out to ask, as far as its sender may, and show what came of it."""
+    grant = grant_of(request.scope)
+    if grant is not None:
+        asked = check_asked(grant, asked) or asked
+    if isinstance(asked, Problem):
+        return response_of(asked.answer())
+    if not isinstance(asked, Ask):
+        shown, jobs = await carry_out(asked, router)
+        exchange_of(request.scope).hold(jobs)
+        return response_of(shown)
+    outcome = await router.call(asked.command)
+    if type(outcome) is Delivered:
+        # No await between the two: from the link's hands straight into the exchange's.
+        exchange_of(request.scope).hold(outcome.jobs)
+    return response_of(answer(asked, outcome))
 
 
 async def carry_out(errand: Errand, router: Router) -> tuple[Answer, Sequence[Delivery]]:

@@ -107,6 +107,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
     command: QueueCommand
     show: Callable[[Any], Answer]
+    refuse: Callable[[Refused], Answer] | None = None  # how a refusal is shown, where it is not as a problem
 
 
 Wanted: TypeAlias = tuple[list[str], int, int, Callable[[Any], Answer]]
@@ -118,6 +119,8 @@ Parse: TypeAlias = Callable[[bytes, bytes, Settings], Ask | Errand | Problem]
 def answer(ask: Ask, outcome: Outcome) -> Answer:
     """Return the answer to a request whose command had this outcome."""
     if type(outcome) is Refused:
+        if ask.refuse is not None:
+            return ask.refuse(outcome)
         return refusal(outcome, ask.command.queue, getattr(ask.command, "id", None)).answer()
     return ask.show(outcome)
 

@@ -89,6 +89,11 @@ class Span:
         self._home = run.queue if run is not None else jobs[0].queue
         self._step = b""
 
+    @property
+    def queues(self) -> list[str]:
+        """The queues that it is about."""
+        return [self._home, *(job.queue for job in self._jobs)]
+
     def begin(self, router: Routes, on_answer: OnAnswer) -> None:
         """See `errands.Errand`."""
         self._router = router

@@ -46,7 +46,13 @@ LINES: dict[str, dict[str, Any]] = {  # token: its line
     **{scope: {"scopes": [scope]} for scope in Scope},
     **{f"{scope} of q": {"scopes": [scope], "queues": ["q", "q-*"]} for scope in Scope},
 }
+RELAY_JOB = {"id": "a", "queue": "q", "timeout": 1, "payload": None}
+RUN = "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"
 BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/queues/jobs"): [RELAY_JOB],
+    ("PUT", "/queues/jobs"): RELAY_JOB,
+    ("POST", "/v2/queues/jobs"): [RELAY_JOB, RELAY_JOB],
+    ("PUT", RUN): [RELAY_JOB],
     ("PATCH", "/queue"): {},
     ("POST", "/enqueue"): JOB,
     ("POST", "/batch"): [{"op": "next", "queue": "q"}],
@@ -128,6 +134,9 @@ async def test_every_route_asks_for_its_token(way: str, tmp_path: Path) -> None:
             body = BODIES.get(plain)
             content = json.dumps(body).replace('"q"', json.dumps(queue)) if body is not None else None
             query = QUERIES.get(plain[1], "queue=q&job_id=a").replace("=q", f"={queue}")
+            path = (
+                path.replace("<queue>", queue).replace("<job_id>", "a").replace("<run_id>", f"{0:032x}"[:8] + "-0000" * 3 + "-" + "0" * 12)
+            )
             target = f"{path}?{query}" if query and plain[1] not in {"/health", "/ready", "/metrics", "/docs", "/openapi.json"} else path
             return await client.request(method, target, content=content, headers=bearer(token) if token is not None else {})
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from proteus_shards.core.commands import Complete, Outcome, Reason
+from proteus_shards.core.deliveries import Deliveries
 from proteus_shards.core.holdings import Holdings
 from proteus_shards.core.ledger import Ledger
 from proteus_shards.core.model import Batch, Job, RowKey
@@ -35,16 +36,16 @@ def reply_before_commit(patch: Patch) -> None:
 @mutant
 def delivery_before_commit(patch: Patch) -> None:
     """A delivery is told at once; only its row waits for the store."""
-    hand_out = Holdings._hand_out
+    hand_out = Deliveries._hand_out
 
-    def eager(self: Holdings, queue: Queue, key: Any, count: int) -> None:
+    def eager(self: Deliveries, queue: Queue, key: Any, count: int) -> None:
         hand_out(self, queue, key, count)
         if self._ledger.open and self._ledger.open[-1][1] is key:
             entry = self._ledger.open[-1]
             self._ledger.open[-1] = (entry[0], None, None, entry[3], entry[4])
             self._emit(key, entry[2])  # type: ignore[arg-type]
 
-    patch(Holdings, "_hand_out", eager)
+    patch(Deliveries, "_hand_out", eager)
 
 
 @mutant
