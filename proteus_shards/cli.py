@@ -2,7 +2,7 @@
 
 The options of `serve` are generated from `Settings`, and everything a user gives is checked in one place, `load_settings`; argparse only
 splits the words. Exit codes: 0 ended as asked, 1 failed, 2 a wrong option or setting. What a command finds out goes to standard output, how it
-gets on and what went wrong to standard error. No URL of a store is ever shown: it may hold a password.
+gets on and what went wrong to standard error. The commands that speak to a running server stand in `commands`. No URL of a store is ever shown: it may hold a password.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards import __version__, logs
+from proteus_shards.commands import completion, jobs, lines, queues, watch
 from proteus_shards.config import CONFIG_VARIABLE, Setting, load_settings, settings_table
 from proteus_shards.errors import ProteusError, SettingError
 from proteus_shards.store.registry import check_url
@@ -72,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_store(commands)
     _add_token(commands)
+    for module in (jobs, queues, lines, watch):
+        module.add(commands)
+    completion.add(commands, build_parser)
     return parser
 
 

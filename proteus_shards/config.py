@@ -221,6 +221,7 @@ Kind = Literal["text", "choice", "switch", "count", "bytes", "seconds"]
 
 VARIABLE_PREFIX = "PROTEUS_"
 CONFIG_VARIABLE = "PROTEUS_CONFIG"
+CLIENT_VARIABLES = frozenset({"PROTEUS_URL", "PROTEUS_TOKEN"})  # of clients, and no settings
 TEST_VARIABLE_PREFIX = "PROTEUS_TEST_"  # fault points and the like: no settings
 
 _KINDS: dict[type[msgspec.inspect.Type], Kind] = {
@@ -367,6 +368,8 @@ def _from_environment(environ: Mapping[str, str], table: Mapping[str, Setting]) 
     found: dict[str, tuple[str, object]] = {}
     for variable, value in environ.items():
         if not variable.startswith(VARIABLE_PREFIX) or variable == CONFIG_VARIABLE or variable.startswith(TEST_VARIABLE_PREFIX):
+            continue
+        if variable in CLIENT_VARIABLES:
             continue
         if variable not in names:
             raise SettingError(f"there is no setting for the environment variable {variable}{_did_you_mean(variable, names)}")

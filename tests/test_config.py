@@ -76,8 +76,11 @@ def test_an_unknown_option_of_the_environment_is_refused_with_the_nearest_name()
 
 
 def test_variables_for_tests_and_of_others_are_no_settings() -> None:
-    """`PROTEUS_TEST_*` belongs to the tests, and other names to other programs."""
-    assert load_settings({}, {"PROTEUS_TEST_SEED": "1", "PORT": "1", "PATH": "/bin"}) == Settings()
+    """`PROTEUS_TEST_*` belongs to the tests, URL and token to clients, and other names to other programs."""
+    assert (
+        load_settings({}, {"PROTEUS_URL": "http://h", "PROTEUS_TOKEN": "t", "PROTEUS_TEST_SEED": "1", "PORT": "1", "PATH": "/bin"})
+        == Settings()
+    )
 
 
 def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_name(toml: Path) -> None:

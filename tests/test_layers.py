@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "child": {"errors", "config", "surroundings", "tally"},
     "supervisor": {"", "errors", "config", "child", "surroundings", "tally"},
     "client": {"errors"},
-    "cli": {"", "errors", "config", "logs", "store.registry", "store.doctor", "store.copy", "supervisor", "tokens"},
+    "commands": {"errors", "client"},
+    "cli": {"", "errors", "commands", "config", "logs", "store.registry", "store.doctor", "store.copy", "supervisor", "tokens"},
     "__main__": {"cli"},
 }
 
@@ -50,6 +51,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("front/",),
     "httpx2": ("client/",),
     "anyio": ("client/",),
+    "shtab": ("commands/completion.py",),
     "jinja2": ("front/",),
     "asyncio": ("shard/", "store/"),
     "uvloop": ("shard/",),

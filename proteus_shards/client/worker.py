@@ -300,6 +300,7 @@ def run_worker(
     *,
     url: str | None = None,
     token: str | None = None,
+    ca: str | None = None,
     concurrency: int = 1,
     loop: Literal["trio", "asyncio"] | None = None,
     wait_seconds: float = WAIT_SECONDS,
@@ -309,21 +310,14 @@ def run_worker(
 
     `loop` is what runs an asynchronous handler, by default asyncio; threads are minded by trio. Raises `ClientError`, `SettingError`.
     """
-    whole = functools.partial(_run_worker, handler, queues, url, token, concurrency, wait_seconds, grace_seconds)
+    options = {"concurrency": concurrency, "wait_seconds": wait_seconds, "grace_seconds": grace_seconds}
+    whole = functools.partial(_run_worker, AsyncClient(url, token=token, ca=ca), handler, queues, options)
     return anyio.run(whole, backend=loop or ("asyncio" if is_async(handler) else "trio"))
 
 
-async def _run_worker(
-    handler: Handler,
-    queues: str | Sequence[str],
-    url: str | None,
-    token: str | None,
-    concurrency: int,
-    wait_seconds: float,
-    grace_seconds: float,
-) -> WorkerStatistics:
-    async with AsyncClient(url, token=token) as client:
-        worker = Worker(client, handler, queues, concurrency=concurrency, wait_seconds=wait_seconds, grace_seconds=grace_seconds)
+async def _run_worker(made: AsyncClient, handler: Handler, queues: str | Sequence[str], options: dict[str, Any]) -> WorkerStatistics:
+    async with made as client:
+        worker = Worker(client, handler, queues, **options)
 
         async def mind_signals(*, task_status: anyio.abc.TaskStatus[None]) -> None:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
