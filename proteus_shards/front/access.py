@@ -101,6 +101,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/docs"): OPEN,
     ("GET", "/"): OPEN,  # the dashboard's page and its files hold no data
     ("HEAD", "/"): OPEN,
+    ("GET", "/dashboard/access"): OPEN,  # what one's own token allows
     ("GET", "/dashboard/events"): _READ_ALL,
 }
 OPEN_PREFIXES = ("/dashboard/static/",)

@@ -40,6 +40,7 @@ from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.openapi import add_openapi_routes
+from proteus_shards.front.origins import foreign
 from proteus_shards.front.relay_routes import add_relay_routes
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.router import Router
@@ -74,10 +75,10 @@ def make_app(
         add_native_routes(app, router, settings, page.crash_loops)
         add_relay_routes(app, router, settings)
     add_metrics_route(app, page)
-    if viewers is not None:
-        add_dashboard_routes(app, viewers)
     if not metrics_only:
         add_openapi_routes(app, settings)
+    if viewers is not None:  # a page and its files, no part of the API
+        add_dashboard_routes(app, viewers)
 
     async def http_error(error: HTTPException) -> Response:
         problem = problem_of(error, settings)
@@ -230,6 +231,8 @@ def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem 
         return Problem(status=400, detail="the target of the request is not on this host")
     if target.startswith("//"):  # Werkzeug would take it for a path with one slash
         return _NOTHING_HERE
+    if (wrong := foreign(scope["method"], target, scope["headers"])) is not None:
+        return wrong
     if GRANT_KEY in scope and comes_in_lines(scope, target):  # Quart does not see it
         return _refused(scope, target)
     return None

@@ -22,14 +22,15 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from proteus_shards import __version__
-from proteus_shards.front.answers import Answer, json_answer
+from proteus_shards.front.answers import Answer, Problem, json_answer
+from proteus_shards.front.exchange import GRANT_KEY
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.viewers import Viewers
+from proteus_shards.tokens import Grant, Scope
 
 FILES_PATH = "/dashboard/static"
 EVENTS_PATH = "/dashboard/events"
 ACCESS_PATH = "/dashboard/access"
-SCOPES = ("produce", "consume", "read", "admin")
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -109,7 +110,10 @@ def _file_view(file: File) -> View:
 def _access_view() -> View:
     async def view() -> Response:
         """Tell what whoever asks may do, so that a page offers nothing else."""
-        shown = json_answer({"scopes": SCOPES})
+        grant = request.scope.get(GRANT_KEY)  # where there are none, everyone may do everything
+        scopes = sorted(Scope) if grant is None else [] if isinstance(grant, Problem) else sorted(grant.scopes)
+        every_queue = grant is None or (isinstance(grant, Grant) and grant.every_queue)
+        shown = json_answer({"scopes": scopes, "every_queue": every_queue, "tokens": grant is not None})
         return response_of(Answer(shown.status, (*shown.headers, ("cache-control", "no-store"), *GUARDS), shown.body))
 
     return view

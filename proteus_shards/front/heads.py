@@ -72,6 +72,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     http10: bool
     expects: bool  # 100 Continue
     authorization: bytes | None = None  # empty where it stands there twice
+    from_page: bool = False  # a browser sends it
 
 
 class _Fields:
@@ -135,7 +136,7 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
     host = connection = b""
     encoding: str | None = None
     authorization: bytes | None = None
-    ndjson = expects = False
+    ndjson = expects = from_page = False
     for name, value in seen.fields:
         match name.lower():
             case b"host":
@@ -163,6 +164,8 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
                 if value.lower() != b"100-continue":
                     return refuse(417, "expect: must be 100-continue")
                 expects = not http10
+            case b"sec-fetch-site" | b"origin":
+                from_page = True
     if hosts > 1 or (hosts == 0 and not http10) or _HOST.fullmatch(host) is None:
         return refuse(400, "host: must be given exactly once, as a name and perhaps a port")
     target = seen.url
@@ -175,7 +178,9 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
         return refuse(400, "the target of the request has a fragment")
     options = {option.strip() for option in connection.split(b",")} if connection else frozenset()
     keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
-    return Head(method, target, seen.fields, -1 if chunked else length, encoding, ndjson, keep_alive, http10, expects, authorization)
+    return Head(
+        method, target, seen.fields, -1 if chunked else length, encoding, ndjson, keep_alive, http10, expects, authorization, from_page
+    )
 
 
 class ChunkedBody:

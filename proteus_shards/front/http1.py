@@ -4,7 +4,8 @@
 since only who knows where a request begins can hand the connection over:
 
 - A head is parsed only once its last byte has come. Most arrive in one piece, so nothing is scanned twice.
-- A request that the lane does not serve, or whose body is to be read as it comes (NDJSON), becomes a `Handover` with all bytes from its first one on. Nothing is served after it.
+- A request that the lane does not serve, whose body is to be read as it comes (NDJSON), or that a browser's page sends (`origins`), becomes a `Handover` with all bytes from its
+  first one on. Nothing is served after it.
 
 Limits: head bytes and fields (431), target (414), body (413). The reader holds at most a head, or a body within its limit.
 """
@@ -136,7 +137,7 @@ class RequestReader:
             if isinstance(parsed, Fault):
                 return parsed
             path, _, query = parsed.target.partition(b"?")
-            if parsed.ndjson or not self._serves(parsed.method, path):
+            if parsed.ndjson or parsed.from_page or not self._serves(parsed.method, path):
                 return Handover(buffer)
             head = _Head(
                 parsed.method,

@@ -119,7 +119,7 @@ def test_what_is_open_to_all_is_known() -> None:
     """Nothing of it shows a job, a queue or a count."""
     found = {path for (_, path), rule in RULES.items() if rule == OPEN}
 
-    assert found == {"/", "/docs", "/health", "/openapi.json"}
+    assert found == {"/", "/dashboard/access", "/docs", "/health", "/openapi.json"}
 
 
 @pytest.mark.parametrize("way", WAYS)
