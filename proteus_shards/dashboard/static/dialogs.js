@@ -52,6 +52,7 @@ export function dialog({ title, text, fields = [], action, danger = false, send 
     });
     element.showModal();
     if (danger) form.querySelector(".cancel").focus();
+    else if (fields.length === 0) confirm.focus();
   });
 }
 
