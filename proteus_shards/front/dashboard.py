@@ -110,9 +110,9 @@ def _file_view(file: File) -> View:
 def _access_view() -> View:
     async def view() -> Response:
         """Tell what whoever asks may do, so that a page offers nothing else."""
-        grant = request.scope.get(GRANT_KEY)  # where there are none, everyone may do everything
+        grant: Grant | Problem | None = request.scope.get(GRANT_KEY)  # type: ignore[assignment]  # ours, and typed for nobody; where there are none, everyone may do everything
         scopes = sorted(Scope) if grant is None else [] if isinstance(grant, Problem) else sorted(grant.scopes)
-        every_queue = grant is None or (isinstance(grant, Grant) and grant.every_queue)
+        every_queue = grant is None or (not isinstance(grant, Problem) and grant.every_queue)
         shown = json_answer({"scopes": scopes, "every_queue": every_queue, "tokens": grant is not None})
         return response_of(Answer(shown.status, (*shown.headers, ("cache-control", "no-store"), *GUARDS), shown.body))
 

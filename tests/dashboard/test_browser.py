@@ -22,7 +22,7 @@ expect.set_options(timeout=PATIENCE_MS)
 
 HOSTILE = [
     "<img src=x onerror=window.hit=1>",
-    "\"><script>window.hit=1</script>",
+    '"><script>window.hit=1</script>',
     "javascript:window.hit=1",
     "{{ 7*7 }}${7*7}`",
     "' onfocus='window.hit=1' autofocus='",
@@ -287,7 +287,9 @@ def test_all_that_can_be_used_has_a_name(path: str, browser: Browser, site: Serv
         expect(page.locator("#live")).to_have_text("Live")
         assert page.evaluate(NAMELESS) == []
         assert page.locator("h1").count() == 1
-        assert [page.get_by_role(role).first.is_visible() for role in ("banner", "main", "navigation", "search", "contentinfo")] == [True] * 5
+        assert [page.get_by_role(role).first.is_visible() for role in ("banner", "main", "navigation", "search", "contentinfo")] == [
+            True
+        ] * 5
         assert page.title().endswith(" · proteus-shards")
         assert overflow(page) <= 0
 
