@@ -19,6 +19,10 @@ Records lie beside the rows, in the same batches and under the same epoch, and g
 of this program has written is brought up to date by the kind's `prepare`, or at the latest by `open`, as a whole or not at all; what a newer
 one has written is refused.
 
+**Durability** may change while a store is open: someone changes a setting of the server. Where it can be asked for, a commit asks again once `LOOK_SECONDS` are over,
+before it writes anything. A store that promises less than it did is `StoreRefused`, once: the shard then calls `reopen`, and goes on only if what is left is
+as much as is required.
+
 Every call ends within a time that the store's URL sets: a store that hangs is away. A commit that runs out of time is `StoreUnknown`, every other
 call `StoreRefused`. No message of an error holds a secret, a payload, or a driver's words about either.
 """
@@ -33,6 +37,8 @@ import msgspec
 
 from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.errors import StoreWeak
+
+LOOK_SECONDS = 60.0  # after which a commit asks anew what its server promises
 
 
 class Durability(StrEnum):
@@ -73,7 +79,7 @@ class Store(Protocol):
     """One shard's rows. Every coroutine may raise the `StoreError`s of `errors.py`, and nothing else of its driver's."""
 
     kind: str  # "sqlite", …: the scheme of the store's URL
-    durability: Durability  # as found out by `open` and each `reopen`; before that the weakest that it may turn out to be
+    durability: Durability  # as found out by `open` and each `reopen`, and now and then by `commit`; before that the weakest that it may turn out to be
     terms: str  # what the durability rests on, one line: the server's version and settings, but no host, path or name, as /health shows it. Known after `open`
     keeps: bool  # False for the memory store: persist_data jobs are refused
     row_bytes_max: int | None  # a row's names, payload, state and extras together; larger jobs are refused with INVALID before any write

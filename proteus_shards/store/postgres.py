@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -41,7 +42,7 @@ import asyncpg
 from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
-from proteus_shards.store.contract import Damaged, Durability
+from proteus_shards.store.contract import LOOK_SECONDS, Damaged, Durability
 from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_of, is_damage
 from proteus_shards.store.postgres_rows import damaged_record, damaged_row, keys_of, records_of, rows_of, statement_of
 from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
@@ -82,6 +83,7 @@ class PostgresStore:
         self._epoch = 0
         self._timeline = ""
         self._connection: Any = None
+        self._look_due = 0.0  # of the monotonic clock
         self._warned = False
         self._closed = False
         self._upkeep = Upkeep(url)
@@ -127,6 +129,8 @@ class PostgresStore:
     async def commit(self, batch: Batch) -> None:
         """Write a batch."""
         connection = self._live()
+        if time.monotonic() > self._look_due:
+            await self._look_again(connection)
         self._warned = False
         async with self._bounded(connection, Doing.COMMITTING):
             statement, arguments = statement_of(batch)
@@ -204,7 +208,18 @@ class PostgresStore:
         connection.add_log_listener(self._hear)
         self.durability, self.terms = facts.durability, facts.terms
         self._timeline, self._epoch = facts.timeline, epoch
+        self._look_due = time.monotonic() + LOOK_SECONDS
         return epoch
+
+    async def _look_again(self, connection: Any) -> None:
+        """Ask what the server promises by now, and raise `StoreRefused` where that is less than it was."""
+        before = self.durability
+        async with self._bounded(connection, Doing.READING):
+            facts = await look(connection)
+        self.durability, self.terms = facts.durability, facts.terms
+        self._look_due = time.monotonic() + LOOK_SECONDS
+        if not self.durability.covers(before):
+            raise StoreRefused(f"postgres: the durability is {self.durability} now, and was {before} ({self.terms})")
 
     def _hear(self, _connection: Any, _message: Any) -> None:
         self._warned = True

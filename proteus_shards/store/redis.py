@@ -9,6 +9,8 @@ not for being newer: a failover may bring back an older lease, and then nobody m
 **A tail that was lost** (a restart without a sync, a failover to a replica that was behind) is seen by the number of the last batch: it is not the one that was
 acknowledged. The process then ends, and starts over from what the store has.
 
+**Settings** of the server (appendfsync, the policy of a full memory) are read at each connection, and again by the first commit after a minute, ahead of the batch.
+
 **A full memory** refuses a batch that adds bytes, as a whole and before its first write. One that frees at least as much passes, and so does one that only
 marks: jobs are still delivered, completed and returned, and heartbeats without a state still count.
 
@@ -25,6 +27,7 @@ take 250 bytes each in Redis, and load with 8 s of processor time, or 12.5 witho
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +35,7 @@ from contextlib import asynccontextmanager
 from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
-from proteus_shards.store.contract import Damaged, Durability
+from proteus_shards.store.contract import LOOK_SECONDS, Damaged, Durability
 from proteus_shards.store.redis_errors import WireError, fault_of
 from proteus_shards.store.redis_place import LAYOUT, Scan, ShardKeys, common_key, read_manifest, shard_keys, tagged
 from proteus_shards.store.redis_rows import (
@@ -93,6 +96,7 @@ class RedisStore:
         self._epoch = 0
         self._batch = 0  # the last one that was acknowledged
         self._doubtful = False  # the one after it may have been written
+        self._look_due = 0.0  # of the monotonic clock
         self._fault: StoreError | None = None
         self._closed = False
 
@@ -152,6 +156,8 @@ class RedisStore:
             async with within(self._url.timeout_seconds):
                 if not self._wire.usable:
                     await self._reach(keys)
+                elif time.monotonic() > self._look_due:
+                    await self._look_again()
                 self._doubtful = True
                 verdict, *acknowledged = await self._wire.run(
                     _COMMIT, keys.all, self._token, self._batch, self._batch + 1, *parts, after=after
@@ -288,10 +294,22 @@ class RedisStore:
         await self._wire.call("EXISTS", keys.lease)  # in a cluster this leads to the node
         if self._url.wait_replicas:
             await self._wire.call("WAIT", 0, 1)  # whether it may be called at all
+        await self._look()
+
+    async def _look(self) -> None:
+        """Ask how the server is set. Raises as `_reach` does."""
         survey = await look(self._wire)
         check(survey, self._url)
         self.durability = survey.durability
         self.terms = survey.terms
+        self._look_due = time.monotonic() + LOOK_SECONDS
+
+    async def _look_again(self) -> None:
+        """Ask as `_look` does, and raise `StoreRefused` where the server promises less than it did."""
+        before = self.durability
+        await self._look()
+        if not self.durability.covers(before):
+            raise StoreRefused(f"{self._where}: its durability is {self.durability} now, and was {before} ({self.terms})")
 
     async def _find(self) -> ShardKeys:
         """Return the keys of this shard in the generation that is in force."""
