@@ -32,7 +32,18 @@ from proteus_shards.core.placement import SLOTS, slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.dynamodb_client import Backoff, Client, Unmet, answered, run_all
-from proteus_shards.store.dynamodb_owner import Lease, lease_check, lease_key, lease_of, owner_name, take_lease, transaction
+from proteus_shards.store.dynamodb_owner import (
+    LAYOUT_VERSION,
+    Lease,
+    lease_check,
+    lease_key,
+    lease_of,
+    owner_name,
+    read_layout,
+    take_lease,
+    transaction,
+)
+from proteus_shards.store.dynamodb_prepare import prepare
 from proteus_shards.store.dynamodb_records import (
     RECORD_PARTITIONS,
     place_of_records,
@@ -107,7 +118,12 @@ class DynamodbStore:
         self._left: dict[tuple[str, str], None] = {}  # of a trial: the keys of what is to be removed
 
     async def open(self) -> int:
-        """Connect and take the next epoch."""
+        """Connect and take the next epoch, of a table that is of this version by then."""
+        if not self._closed and self._shards is not None:
+            await self._client.connect()
+            layout = await read_layout(self._client)
+            if layout is not None and (layout.version < LAYOUT_VERSION and layout.shards == self._shards):
+                await prepare(self._url, self._shards)  # for a command that starts no server, and so has not done it
         return await self._take()
 
     async def load(self) -> AsyncIterator[Sequence[Row | Damaged]]:

@@ -38,6 +38,7 @@ from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRef
 from proteus_shards.store.contract import LOOK_SECONDS, Damaged, Durability
 from proteus_shards.store.redis_errors import WireError, fault_of
 from proteus_shards.store.redis_place import LAYOUT, Scan, ShardKeys, common_key, read_manifest, shard_keys, tagged
+from proteus_shards.store.redis_prepare import prepare
 from proteus_shards.store.redis_rows import (
     RecordReader,
     RowReader,
@@ -318,12 +319,11 @@ class RedisStore:
             return await self._make_trial()
         await self._wire.connect()
         manifest, _ = await read_manifest(self._wire, url)
+        if manifest is not None and manifest.older and manifest.shards == shards:
+            await prepare(url, shards)  # by a command that starts no server, and so has not done it
+            manifest, _ = await read_manifest(self._wire, url)
         if manifest is None:
             raise StoreError(f"{url.where}: nothing is prepared under the prefix {url.prefix}")
-        if manifest.older:
-            raise StoreError(
-                f"{url.where}: the keys of the prefix {url.prefix} are of an older version: start a server of this one on them first"
-            )
         if manifest.shards != shards:
             raise StoreError(
                 f"{url.where}: the rows under {url.prefix} are split among {manifest.shards} shards, not {shards}: start again to move them"

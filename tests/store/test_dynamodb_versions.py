@@ -6,6 +6,7 @@ three have a state, an old or a new one.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from proteus_shards.core.model import Batch, Row, Status
 from proteus_shards.core.placement import slots_of
-from proteus_shards.errors import StoreError, StoreFenced, StoreRefused
+from proteus_shards.errors import StoreError, StoreFenced
 from proteus_shards.store.dynamodb import DynamodbStore
 from proteus_shards.store.dynamodb_doctor import examine
 from proteus_shards.store.dynamodb_owner import LAYOUT_VERSION, Lease
@@ -147,18 +148,31 @@ async def test_an_owner_of_version_1_writes_nothing_more(double: StrictServer, b
 
 
 @in_asyncio
-async def test_a_table_that_was_not_prepared_by_this_version_is_not_opened(double: StrictServer, backing: DynamodbBacking) -> None:
-    """For good, and nothing of it is changed; the doctor says so too."""
+async def test_looking_at_a_table_of_version_1_leaves_it_so(double: StrictServer, backing: DynamodbBacking) -> None:
+    """Neither the doctor nor who asks for the number of shards changes it; nor does one who opens it for another number."""
     before = double.ask(items=backing.table)["items"]
-    store = backing.store(0, SHARDS)
-    with pytest.raises(StoreError, match="is not ready for 2 shards of this version") as raised:
+    told = [finding.what async for finding in examine(backing.url)]
+    store = backing.store(0, 3)
+    with pytest.raises(StoreError, match="is not ready for 3 shards"):
         await store.open()
     await store.close()
-    told = [finding.what async for finding in examine(backing.url)]
 
-    assert not isinstance(raised.value, StoreRefused)
+    assert await prepared_shards(backing.url) == SHARDS
     assert f"table {backing.table} is ready for 2 shards of an older version" in told
     assert double.ask(items=backing.table)["items"] == before
+
+
+@in_asyncio
+async def test_whoever_opens_a_table_of_version_1_takes_it_over_too(double: StrictServer, backing: DynamodbBacking) -> None:
+    """All shards at once, or one after the other: a copy of the jobs is made without a start of a server."""
+    stores = [backing.store(shard, SHARDS) for shard in range(SHARDS)]
+    await asyncio.gather(*(store.open() for store in stores))
+    for store in stores:
+        await store.commit(Batch([], [], []))
+        await store.close()
+
+    assert await all_rows(backing, SHARDS) == rows_of_version_1()
+    assert double.ask(items=backing.table)["items"]["layout"]["layout"]["version"] == {"N": str(LAYOUT_VERSION)}
 
 
 @in_asyncio

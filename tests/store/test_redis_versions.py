@@ -167,18 +167,24 @@ async def test_an_owner_of_today_shuts_the_door_behind_version_1(backing: RedisB
 
 
 @in_asyncio
-async def test_a_place_that_was_not_prepared_by_this_version_is_not_opened(backing: RedisBacking) -> None:
-    """For good, and nothing of it is changed; the doctor says so too."""
-    store = backing.store(0, SHARDS)
-    with pytest.raises(StoreError, match="of an older version") as raised:
+async def test_looking_at_a_place_of_version_1_leaves_it_so(backing: RedisBacking) -> None:
+    """Neither the doctor nor who asks for the number of shards changes it; nor does one who opens it for another number."""
+    told = [finding.what async for finding in redis_kind.examine(backing.url)]
+    store = backing.store(0, 3)
+    with pytest.raises(StoreError, match="are split among 2 shards, not 3"):
         await store.open()
     await store.close()
-    told = [finding.what async for finding in redis_kind.examine(backing.url)]
 
-    assert not isinstance(raised.value, StoreRefused)
     assert "an older version wrote it" in told
     assert await prepared_shards(backing.url) == SHARDS
     assert await manifest_of(backing) == Manifest(1, 1, 1, SHARDS)
+
+
+@in_asyncio
+async def test_whoever_opens_a_place_of_version_1_takes_it_over_too(backing: RedisBacking) -> None:
+    """A copy of the jobs is made without a start of a server."""
+    assert await all_rows(backing, SHARDS) == rows_of_version_1()
+    assert await manifest_of(backing) == Manifest(LAYOUT, 2, 1, SHARDS)
 
 
 @in_asyncio
