@@ -67,10 +67,10 @@ _APART = "\n"  # between queue and name of a record: neither has it
 class Recurring(Upkeep):
     """The queues of one shard, and what comes into them by itself."""
 
-    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], calendar: Calendar | None = None) -> None:
-        super().__init__(limits, new_run_id)
+    def __init__(self, limits: Limits, new_run_id: Callable[[], bytes], draw: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__(limits, new_run_id, draw)
         self.schedules: dict[tuple[str, str], Schedule] = {}
-        self._calendar: Calendar = calendar or Intervals()
+        self._calendar: Calendar = Intervals()
         self._recurring: Deadlines[Schedule] = Deadlines(lambda schedule: schedule.due if self._is_current(schedule) else None)
         self._record_takers[Kind.SCHEDULE] = self._take_schedule
 
