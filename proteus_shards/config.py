@@ -108,6 +108,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shard_jobs_max: _Count = 20_000_000
     shard_bytes_max: _Count = 4 * GIB
     queues_max: _Count = 1_000_000
+    idempotency_keys_max: _Count = 1_000_000
+    idempotency_seconds: _Seconds = 3600.0
     dead_letters_max: Annotated[int, msgspec.Meta(ge=0, le=_UNREACHABLE)] = 10_000
     dead_letters_seconds_max: _Seconds = 14 * 86_400.0
     schedules_max: _Count = 10_000
@@ -166,6 +168,8 @@ SETTINGS_HELP: dict[str, str] = {
     "shard_jobs_max": "most live jobs in one shard; beyond it 429",
     "shard_bytes_max": "most bytes of payload and state in one shard; beyond it 429",
     "queues_max": "most queues in one shard; beyond it 429",
+    "idempotency_keys_max": "most answers that one shard keeps for requests with an Idempotency-Key; beyond it 429",
+    "idempotency_seconds": "how long the answer to a request with an Idempotency-Key is kept",
     "dead_letters_max": "dead letters kept per queue; the oldest beyond it are dropped, counted and logged",
     "dead_letters_seconds_max": "a dead letter older than this is dropped, counted and logged",
     "schedules_max": "most recurring jobs of one shard; beyond it 429",

@@ -39,6 +39,7 @@ from proteus_shards.front.heads import origin_form
 from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
 from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
+from proteus_shards.front.once import not_for_lines
 from proteus_shards.front.openapi import add_openapi_routes
 from proteus_shards.front.origins import foreign
 from proteus_shards.front.relay_routes import add_relay_routes
@@ -180,6 +181,8 @@ class _Gate:
         try:
             if broken is not None:
                 await _send(watched_send, broken.answer())
+            elif comes_in_lines(scope, path or "") and any(name == b"idempotency-key" for name, _ in scope["headers"]):
+                await _send(watched_send, not_for_lines().answer())
             elif comes_in_lines(scope, path or ""):
                 answer = await enqueue_as_it_comes(scope, watched_receive, self._router, self._settings)
                 if answer is not None:

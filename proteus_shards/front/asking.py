@@ -8,7 +8,8 @@ from proteus_shards.front.answers import Problem
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand
 from proteus_shards.front.http1 import Request
-from proteus_shards.front.operations import Ask, Parse
+from proteus_shards.front.once import enqueue_once
+from proteus_shards.front.operations import Ask, Parse, enqueue
 from proteus_shards.front.relay import Call
 from proteus_shards.front.routes import ROUTES_WITH_BODY
 
@@ -34,4 +35,8 @@ def _read(request: Request, parse: Parse, settings: Settings) -> Ask | Errand | 
             body = parse.unpack(request.body, request.content_encoding, settings)
         elif parse in ROUTES_WITH_BODY:
             body = unpack_body(request.body, request.content_encoding, settings.body_size_max)
-    return body if isinstance(body, Problem) else parse(body, request.query, settings)
+    if isinstance(body, Problem):
+        return body
+    if request.idempotency_key is not None and parse is enqueue:
+        return enqueue_once(request.idempotency_key, body, request.query, settings)
+    return parse(body, request.query, settings)

@@ -25,6 +25,7 @@ REFUSAL_LIMITS = (  # of 429
     "polls_max",
     "queue_jobs_max",
     "queues_max",
+    "idempotency_keys_max",
     "shard_bytes_max",
     "shard_jobs_max",
     "shard_pending_max",

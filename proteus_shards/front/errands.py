@@ -235,7 +235,7 @@ class Batch:
     def __init__(self, items: Sequence[Item], show: ShowItems, *, delivers: bool = False) -> None:
         self.delivers = delivers
         self.items = items
-        self._show = show
+        self.show = show
         self._over = False
 
     def begin(self, router: Router, on_answer: OnAnswer) -> None:
@@ -253,7 +253,7 @@ class Batch:
         if self._over:
             self._router.undeliver(jobs)
         else:
-            _tell(self._router, self._on_answer, partial(self._show, self.items, outcomes), jobs)
+            _tell(self._router, self._on_answer, partial(self.show, self.items, outcomes), jobs)
 
     def _fitting(self, outcomes: list[Outcome]) -> list[Delivery]:
         """Return the jobs that the answer has room for. Those of a `next` beyond that go back, and its outcome becomes a refusal."""

@@ -73,6 +73,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     expects: bool  # 100 Continue
     authorization: bytes | None = None  # empty where it stands there twice
     from_page: bool = False  # a browser sends it
+    idempotency_key: bytes | None = None  # empty where it stands there twice
 
 
 class _Fields:
@@ -136,6 +137,7 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
     host = connection = b""
     encoding: str | None = None
     authorization: bytes | None = None
+    idempotency_key: bytes | None = None
     ndjson = expects = from_page = False
     for name, value in seen.fields:
         match name.lower():
@@ -153,6 +155,8 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
                 connection += b"," + value.lower()
             case b"authorization":
                 authorization = value if authorization is None else b""
+            case b"idempotency-key":
+                idempotency_key = value if idempotency_key is None else b""
             case b"content-type":
                 ndjson = ndjson or is_ndjson(value)
             case b"content-encoding":
@@ -178,8 +182,9 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
         return refuse(400, "the target of the request has a fragment")
     options = {option.strip() for option in connection.split(b",")} if connection else frozenset()
     keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
+    length = -1 if chunked else length
     return Head(
-        method, target, seen.fields, -1 if chunked else length, encoding, ndjson, keep_alive, http10, expects, authorization, from_page
+        method, target, seen.fields, length, encoding, ndjson, keep_alive, http10, expects, authorization, from_page, idempotency_key
     )
 
 

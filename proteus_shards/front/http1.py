@@ -40,6 +40,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     keep_alive: bool
     http10: bool
     authorization: bytes | None = None
+    idempotency_key: bytes | None = None
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -71,6 +72,7 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     http10: bool
     expects: bool
     authorization: bytes | None
+    idempotency_key: bytes | None
 
 
 KnownHeads: TypeAlias = dict[bytes, _Head]
@@ -149,8 +151,9 @@ class RequestReader:
                 parsed.http10,
                 parsed.expects,
                 parsed.authorization,
+                parsed.idempotency_key,
             )
-            if end <= KNOWN_BYTES_MAX:
+            if end <= KNOWN_BYTES_MAX and parsed.idempotency_key is None:  # one with a key never comes again
                 if len(self._known) >= KNOWN_HEADS_MAX:
                     self._known.clear()
                 self._known[raw] = head
@@ -205,7 +208,17 @@ class RequestReader:
         self._chunks = None
         if self._body:
             self._body = bytearray()
-        return Request(head.method, head.path, head.query, body, head.content_encoding, head.keep_alive, head.http10, head.authorization)
+        return Request(
+            head.method,
+            head.path,
+            head.query,
+            body,
+            head.content_encoding,
+            head.keep_alive,
+            head.http10,
+            head.authorization,
+            head.idempotency_key,
+        )
 
 
 # --- answers ---------------------------------------------------------------------------------------------------

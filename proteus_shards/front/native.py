@@ -16,12 +16,13 @@ from quart_trio import QuartTrio
 from proteus_shards import __version__
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Delivered, Delivery
+from proteus_shards.front import once
 from proteus_shards.front.access import check_asked
 from proteus_shards.front.answers import Answer, Problem, json_answer
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand
 from proteus_shards.front.exchange import exchange_of, grant_of
-from proteus_shards.front.operations import PREFIXES, Ask, Parse, answer
+from proteus_shards.front.operations import PREFIXES, Ask, Parse, answer, enqueue
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
 from proteus_shards.front.routes import ROUTES, ROUTES_WITH_BODY
@@ -49,7 +50,14 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
         if parse in ROUTES_WITH_BODY:
             arrived = cast("bytes", await request.get_data(cache=False))
             body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_size_max)
-        asked = body if isinstance(body, Problem) else parse(body, request.query_string, settings)
+        keys = request.headers.getlist(once.HEADER) if parse is enqueue else []
+        if isinstance(body, Problem):
+            asked: Ask | Errand | Problem = body
+        elif keys:
+            key = keys[0].encode("latin-1") if len(keys) == 1 else b""
+            asked = once.enqueue_once(key, body, request.query_string, settings)
+        else:
+            asked = parse(body, request.query_string, settings)
         return await respond(asked, router)
 
     return view

@@ -80,6 +80,8 @@ def limits_of(settings: Settings, store: Store) -> Limits:
         row_bytes_max=store.row_bytes_max,
         batch_rows_max=store.batch_rows_max,
         batch_bytes_max=store.batch_bytes_max,
+        idempotency_keys_max=settings.idempotency_keys_max,
+        idempotency_us_max=int(settings.idempotency_seconds * 1_000_000),
     )
 
 

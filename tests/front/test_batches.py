@@ -46,7 +46,7 @@ def statuses(batch: Batch) -> list[int]:
 
 def shown(batch: Batch, *outcomes: Outcome) -> tuple[int, Any]:
     """Return the status and the JSON of the answer to a batch whose commands had these outcomes."""
-    answer: Answer = batch._show(batch.items, list(outcomes))
+    answer: Answer = batch.show(batch.items, list(outcomes))
     assert (("content-type", "application/json"),) == answer.headers
     return answer.status, json.loads(answer.body)
 
