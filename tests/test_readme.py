@@ -174,6 +174,48 @@ def test_the_walk_prints_what_the_readme_says(server: Server) -> None:
         assert masked(ran.stdout) == masked(step.output), step.command
 
 
+def test_the_producer_and_the_worker_of_the_readme_work_together(server: Server, tmp_path: Path) -> None:
+    """The snippets as they stand: one enqueues, the other does it and ends when it is told to."""
+    for name, block in zip(("producer.py", "tasks.py"), blocks("python"), strict=True):
+        (tmp_path / name).write_text(block)
+    produce, work = blocks("bash")[0].strip().splitlines()
+    environ = server_environ({"PROTEUS_URL": server.url})
+    subprocess.run([sys.executable, *produce.split()[1:]], cwd=tmp_path, env=environ, check=True, timeout=COMMAND_SECONDS_MAX)
+    with (tmp_path / "out").open("wb") as out:
+        worker = subprocess.Popen([sys.executable, "-m", "proteus_shards", *work.split()[1:]], cwd=tmp_path, env=environ, stdout=out)
+    try:
+        eventually(lambda: (tmp_path / "out").read_text().count("\n") == 4)
+        eventually(lambda: server.request("GET", "/queue?queue=letters").json()["in_flight"] == 0)
+        worker.terminate()
+        assert worker.wait(COMMAND_SECONDS_MAX) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+    lines = (tmp_path / "out").read_text().splitlines()
+
+    assert sorted(lines[:4]) == ["page 0 to ada", "page 0 to grace", "page 1 to ada", "page 1 to grace"]
+    assert lines[4:] == ["completed 2, failed 0, released 0, lost 0"]
+
+
+def test_the_commands_of_the_readme_are_commands(server: Server, tmp_path: Path) -> None:
+    """Each line as it stands, in order, in a shell."""
+    (tmp_path / "proteus-shards").write_text(f'#!/bin/sh\nexec {sys.executable} -m proteus_shards "$@"\n')
+    (tmp_path / "proteus-shards").chmod(0o755)
+    environ = server_environ({"PROTEUS_URL": server.url}) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for line in blocks("bash")[1].strip().splitlines():
+        ran = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS_MAX,
+        )
+
+        assert (ran.returncode, ran.stderr) == (0, ""), line
+
+
 def test_the_commands_about_stores_print_what_the_readme_says(tmp_path: Path) -> None:
     """Every shell session, in order, on a store of two shards."""
     asyncio.run(prepare_store(f"sqlite:///{tmp_path}/jobs", 2))
@@ -269,7 +311,13 @@ def test_the_table_of_calls_has_every_call() -> None:
     """No route is left out, and none is made up."""
     calls = {row[0].strip("`") for row in rows_after("| Call | Arguments | Answers |")}
 
-    assert calls == {f"{method} {path}" for method, path in OPERATIONS} | {"GET /health", "GET /ready", "GET /metrics"}
+    assert calls == {f"{method} {path}" for method, path in OPERATIONS} | {
+        "GET /health",
+        "GET /ready",
+        "GET /metrics",
+        "GET /openapi.json",
+        "GET /docs",
+    }
 
 
 def test_the_table_of_parts_says_what_the_layer_test_allows() -> None:
