@@ -138,6 +138,7 @@ class AsyncClient:
     each_dead = _each(calls.dead)
     redrive = _method(calls.redrive)
     schedules = _method(calls.schedules)
+    each_schedule = _each(calls.schedules)
     get_schedule = _method(calls.get_schedule)
     put_schedule = _method(calls.put_schedule)
     delete_schedule = _method(calls.delete_schedule)

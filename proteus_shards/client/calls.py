@@ -306,9 +306,9 @@ def change_job(queue: str, job_id: str, *, run_at: str | datetime | None = KEEP,
     return Call("PATCH", "/job", _nothing, _some(queue=queue, job_id=job_id), msgspec.json.encode(changes), repeatable=True)
 
 
-def schedules(queue: str | None = None) -> Call[list[Schedule]]:
-    """Return the recurring jobs of a queue, or of all."""
-    return Call("GET", "/schedules", lambda _, body: _items(body, "schedules", Schedule), _some(queue=queue), repeatable=True)
+def schedules(queue: str | None = None, *, limit: int | None = None, after: str | int | None = None) -> Call[Page[Schedule]]:
+    """Return a page of the recurring jobs of a queue, or of all."""
+    return Call("GET", "/schedules", _pager("schedules", Schedule), _some(queue=queue, limit=limit, after=after), repeatable=True)
 
 
 def get_schedule(queue: str, name: str) -> Call[Schedule]:
@@ -323,12 +323,12 @@ def put_schedule(
     *,
     cron: str | None = None,
     timezone: str | None = None,
-    every: float | None = None,
+    every: int | None = None,
     missed: str | None = None,
     overlap: str | None = None,
     paused: bool = False,
-) -> Call[bool]:
-    """Make or change a recurring job, by `cron` or `every` so many seconds. Returns whether it is new."""
+) -> Call[Schedule]:
+    """Make or change a recurring job, by `cron` or `every` so many seconds, and return it. `job` has the fields of a job but its id and queue."""
     whole = {
         "cron": cron,
         "timezone": timezone,
@@ -339,15 +339,7 @@ def put_schedule(
         "paused": paused or None,
     }
     body = msgspec.json.encode({field: value for field, value in whole.items() if value is not None})
-    return Call(
-        "PUT",
-        "/schedule",
-        lambda status, _: status == 201,
-        _some(queue=queue, name=name),
-        body,
-        accepts=frozenset({200, 201}),
-        repeatable=True,
-    )
+    return Call("PUT", "/schedule", _reader(Schedule), _some(queue=queue, name=name), body, repeatable=True)
 
 
 def delete_schedule(queue: str, name: str) -> Call[None]:

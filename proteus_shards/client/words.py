@@ -189,13 +189,15 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     cron: str | None = None
     timezone: str | None = None
-    every: float | None = None
+    every: int | None = None
     job: dict[str, Any] = {}
-    missed: str = "once"
+    missed: str = "skip"
     overlap: str = "allow"
     paused: bool = False
     next_at: str | None = None
     last_at: str | None = None
+    fired: int = 0
+    missed_times: int = 0
 
 
 class Page(Generic[T]):

@@ -17,11 +17,10 @@ from quart_trio import QuartTrio
 
 from proteus_shards import __version__
 from proteus_shards.config import Settings
-from proteus_shards.core.queue_settings import QueueSettings
-from proteus_shards.front import answers, batches, job_bodies, views
 from proteus_shards.front.access import OPEN, rule_of
 from proteus_shards.front.answers import JSON_HEADERS, Answer
 from proteus_shards.front.docs import docs_page
+from proteus_shards.front.openapi_shapes import shapes_of
 from proteus_shards.front.openapi_words import ALSO_HEAD, CALLS, MEANINGS, PARAMETERS, RULES, TYPE_NAMES, Body, Described
 from proteus_shards.front.operations import PREFIXES
 from proteus_shards.front.responses import response_of
@@ -54,47 +53,6 @@ _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schema
 _SCHEMES = {"token": {"type": "http", "scheme": "bearer", "description": "A token of the server's tokens file."}}
 _ABOUT = """An ordered job runner over HTTP. Errors are problem documents (RFC 9457). Before a request gets to its call it may also be told 400, 405, 408, 414, 431, 501 or 505, \
 as HTTP has it. A body may be compressed (`Content-Encoding: gzip`)."""
-
-
-class _Accepted(msgspec.Struct, frozen=True):
-    """The answer to one job or operation that was accepted, among several."""
-
-    status: int
-
-
-class _Summary(msgspec.Struct, frozen=True):
-    """What became of job lines."""
-
-    accepted: int
-    refused: int
-    failures: list[answers._ProblemView]
-    failures_left_out: int = 0
-    stopped: answers._ProblemView | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Count(msgspec.Struct, frozen=True):
-    """How many jobs were changed."""
-
-    jobs: int
-
-
-class _Health(msgspec.Struct, frozen=True):
-    """What a server says of itself."""
-
-    status: str
-    version: str
-    store: str
-    durability: str | None
-    terms: str | None
-    shards: int
-
-
-class _Ready(msgspec.Struct, frozen=True):
-    """That a server is ready."""
-
-    status: str
-    shards: int
-    crash_loops: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 def add_openapi_routes(app: QuartTrio, settings: Settings) -> None:
@@ -130,7 +88,7 @@ def described_routes(document: Schema) -> set[tuple[str, str]]:
 def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Schema:
     """Return the document of a server with these settings and routes."""
     schemas = Schemas(MEANINGS, RULES, TYPE_NAMES)
-    shapes = _shapes(schemas, settings)
+    shapes = shapes_of(schemas, settings)
     paths: dict[str, Schema] = {}
     for (method, path), call in CALLS.items():
         if (method, path) not in routes:
@@ -149,66 +107,6 @@ def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Sc
         "components": {"schemas": dict(sorted(schemas.components.items()))}
         | ({"securitySchemes": _SCHEMES} if settings.tokens_file else {}),
     }
-
-
-def _shapes(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
-    """Return what bodies may be, by the names that the calls use."""
-    job = schemas.of(job_bodies._JobBody)  # noqa: SLF001 the very types that are decoded and encoded
-    delivered = schemas.of(answers._JobView)  # noqa: SLF001
-    problem = schemas.of(answers._ProblemView)  # noqa: SLF001
-    accepted = schemas.of(_Accepted)
-    next_answer = schemas.of(answers._JobsPart)  # noqa: SLF001
-    operation = schemas.of(batches._Operation)  # noqa: SLF001
-    schemas.components["Enqueue"]["properties"]["job"] |= job
-    queue = schemas.of(views.QueueShown)
-    settings_shape = schemas.of(QueueSettings)
-    schemas.components["Queue"]["properties"]["settings"] |= settings_shape
-    page = schemas.of(views.Page)
-    several = {"type": "array", "minItems": 1, "maxItems": settings.batch_jobs_max}
-    return {
-        "Any": {},
-        "Text": {"type": "string"},
-        "Lines": {"type": "string", "pattern": "\\S", "description": "One job a line, each as JSON."},
-        "Problem": problem,
-        "Enqueued": {"anyOf": [job, {**several, "items": job}]},
-        "EnqueuedAnswer": {"anyOf": [{"type": "array", "items": {"anyOf": [accepted, problem]}}, schemas.of(_Summary)]},
-        "Delivered": {"anyOf": [delivered, {"type": "array", "items": delivered, "minItems": 1, "maxItems": settings.num_jobs_max}]},
-        "Operations": {**several, "items": operation},
-        "OperationAnswers": {"type": "array", "items": {"anyOf": [next_answer, accepted, problem]}},
-        "DeadLetters": schemas.of(answers._DeadPage),  # noqa: SLF001
-        "Queue": queue,
-        "Queues": {"allOf": [page], "required": ["queues", "next"]},
-        "QueuePatch": _patch_of(schemas.components["QueueSettings"], schemas.components),
-        "JobInfo": schemas.of(views.JobShown),
-        "JobInfos": {"allOf": [page], "required": ["jobs", "next"]},
-        "Found": {"allOf": [page], "required": ["jobs"]},
-        "Count": schemas.of(_Count),
-        "Health": schemas.of(_Health),
-        "Ready": schemas.of(_Ready),
-    }
-
-
-def _patch_of(whole: Schema, components: dict[str, Schema]) -> Schema:
-    """Return what a merge patch of an object may be: any of its members, or null where it is not required."""
-    required = whole.get("required", [])
-    properties = {
-        name: schema
-        if name in required
-        else {"description": schema["description"], "anyOf": [*_parts_of(schema, components), {"type": "null"}]}
-        for name, schema in whole["properties"].items()
-    }
-    return {"type": "object", "properties": properties, "additionalProperties": False} | ({"required": required} if required else {})
-
-
-def _parts_of(schema: Schema, components: dict[str, Schema]) -> list[Schema]:
-    """Return what the value of a member may be besides null, objects as patches of them."""
-    return [
-        _patch_of(components[part["$ref"].rpartition("/")[2]], components)
-        if "$ref" in part
-        else {word: value for word, value in part.items() if word not in {"description", "default"}}
-        for part in schema.get("anyOf", [schema])
-        if part.get("type") != "null"
-    ]
 
 
 def _operation(method: str, path: str, call: Described, shapes: dict[str, Schema], settings: Settings) -> Schema:
@@ -259,7 +157,7 @@ def _parameter(word: str, settings: Settings) -> Schema:
         schema = {**schema, "maximum": bounds[name]}
     if name.endswith("*"):
         schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": settings.next_queues_max, "uniqueItems": True}
-    shown = {"num_dead": "num_jobs", "purge_state": "state", "schedule_name": "name"}.get(name, name.rstrip("*"))
+    shown = {"num_dead": "num_jobs", "purge_state": "state", "schedule_name": "name", "queue_or_all": "queue"}.get(name, name.rstrip("*"))
     if name.startswith("after_"):
         shown = "after"
     return {"name": shown, "in": "query", "required": word.endswith("!"), "schema": schema, "description": meaning}

@@ -13,6 +13,7 @@ import msgspec
 from proteus_shards.core.commands_control import State
 from proteus_shards.core.model import NAME_LENGTH_MAX
 from proteus_shards.core.queue_settings import SECONDS_MAX
+from proteus_shards.core.schedules import NAME_LENGTH_MAX as SCHEDULE_NAME_MAX
 from proteus_shards.core.views import CURSOR
 
 NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": NAME_LENGTH_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]+$"}
@@ -55,6 +56,11 @@ TYPE_NAMES = {
     "QueueShown": "Queue",
     "AttemptShown": "Attempt",
     "BackoffShown": "Backoff",
+    "_Changed": "JobPatch",
+    "_Chosen": "JobChoice",
+    "Definition": "ScheduleDefinition",
+    "ScheduleShown": "Schedule",
+    "_Page": "Schedules",
 }
 
 MEANINGS: dict[str, str] = {
@@ -150,6 +156,7 @@ MEANINGS: dict[str, str] = {
     "next_at": "When it runs next.",
     "last_at": "When it ran last.",
     "fired": "How often it ran.",
+    "missed_times": "How many of its times were missed.",
     "schedules": "The recurring jobs.",
     "ids": "Only the jobs with these ids.",
     "crash_loops": "Processes that end again and again.",
@@ -170,14 +177,16 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "contains": (ANY_NAME, "Only queues whose name contains this."),
     "state": ({"enum": list(State)}, "Only jobs that stand there. Without it all that are not dead."),
     "purge_state": (
-        {"enum": ["scheduled", "ready", "in_flight", "dead", "all"]},
+        {"enum": [*State, "all"]},
         "Which jobs. Without it all that wait.",
     ),
     "key": (NAME, "Only jobs of this ordering key."),
     "older_than": ({"type": "number", "minimum": 0, "maximum": SECONDS_MAX}, "Only jobs that were enqueued more than so many seconds ago."),
     "bodies": ({"enum": ["true", "false"]}, "Whether payloads and states are shown."),
     "to": (NAME, "The queue that gets them."),
-    "schedule_name": (NAME, "The name of the recurring job."),
+    "queue_or_all": (NAME, "Only those of this queue."),
+    "after_schedule": ({"type": "string", "maxLength": 2048}, "The `next` of the page before."),
+    "schedule_name": ({**NAME, "maxLength": SCHEDULE_NAME_MAX}, "The name of the recurring job."),
     "after_seq": ({"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, "The `next` of the page before."),
 }
 
@@ -207,6 +216,8 @@ JSON = "application/json"
 NOTHING: dict[str, str] = {}
 ACCEPTED = Body(NOTHING, "Accepted.")
 NOT_FOUND = Body({"application/problem+json": "Problem"}, "There is no such job, or its run is over.")
+
+NO_SCHEDULE = Body({"application/problem+json": "Problem"}, "There is none of this name in the queue.")
 
 CALLS: dict[tuple[str, str], Described] = {
     ("POST", "/enqueue"): Described(
@@ -360,6 +371,33 @@ CALLS: dict[tuple[str, str], Described] = {
         help="In their original order, with all their retries.",
         body=Body({JSON: "Picked"}, "Which of them. Without a body all.", required=False),
         answers={200: Body({JSON: "Count"}, "How many.")},
+    ),
+    ("GET", "/schedules"): Described(
+        tag="Schedules",
+        summary="List recurring jobs",
+        parameters=("queue_or_all", "limit", "after_schedule"),
+        answers={200: Body({JSON: "Schedules"}, "A page of them.")},
+    ),
+    ("GET", "/schedule"): Described(
+        tag="Schedules",
+        summary="Show a recurring job",
+        parameters=("queue!", "schedule_name!"),
+        answers={200: Body({JSON: "Schedule"}, "All of it."), 404: NO_SCHEDULE},
+    ),
+    ("PUT", "/schedule"): Described(
+        tag="Schedules",
+        summary="Make or change a recurring job",
+        parameters=("queue!", "schedule_name!"),
+        help="The id of each job that it makes is its name and the time, with an @ between them.",
+        body=Body({JSON: "ScheduleBody"}),
+        answers={200: Body({JSON: "Schedule"}, "How it is then.")},
+    ),
+    ("DELETE", "/schedule"): Described(
+        tag="Schedules",
+        summary="Remove a recurring job",
+        parameters=("queue!", "schedule_name!"),
+        help="Jobs that it made stay.",
+        answers={200: Body(NOTHING, "Removed."), 404: NO_SCHEDULE},
     ),
     ("GET", "/health"): Described(
         tag="Server", summary="Say that the process can answer", asks_shards=False, answers={200: Body({JSON: "Health"}, "It can.")}

@@ -63,7 +63,8 @@ class Schemas:
         raise AssertionError(f"no schema for {shape}")
 
     def _reference(self, cls: type, shape: shapes.StructType) -> Schema:
-        name = self._names.get(cls.__name__.lstrip("_"), cls.__name__.lstrip("_"))
+        bare = cls.__name__.lstrip("_")
+        name = self._names.get(cls.__name__) or self._names.get(bare) or bare
         if name not in self.components:
             self.components[name] = {}  # a type may hold itself
             properties = {field.encode_name: self._field(field) for field in shape.fields}

@@ -131,8 +131,8 @@ def test_the_bounds_of_a_job_are_those_of_the_server(field: str) -> None:
 
 def target_of(method: str, path: str) -> str:
     """Return the target of a good request."""
-    needed = [name.rstrip("!*") for name in CALLS[method, path].parameters if name.endswith("!")]
-    return f"{path}?{'&'.join(f'{name}=q' for name in needed)}"
+    parameters = DOCUMENT["paths"][path][method.lower()].get("parameters", ())
+    return f"{path}?{'&'.join(each['name'] + '=q' for each in parameters if each['required'])}"
 
 
 BODIES: dict[tuple[str, str], object] = {
@@ -140,6 +140,7 @@ BODIES: dict[tuple[str, str], object] = {
     ("POST", "/batch"): [{"op": "complete", "queue": "q", "job_id": "1"}],
     ("PATCH", "/queue"): {"paused": True},
     ("PATCH", "/job"): {"priority": 1},
+    ("PUT", "/schedule"): {"every": 60, "job": {"timeout": 1}},
 }
 SHARDS_CALLS = [
     (method, path)
