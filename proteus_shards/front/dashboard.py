@@ -16,6 +16,7 @@ import gzip
 import hashlib
 from collections.abc import Awaitable, Callable
 from importlib import resources
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 from quart import Response, request
@@ -26,7 +27,10 @@ from proteus_shards.front.answers import Answer, Problem, json_answer
 from proteus_shards.front.exchange import GRANT_KEY
 from proteus_shards.front.responses import PlainResponse, response_of
 from proteus_shards.front.viewers import Viewers
-from proteus_shards.tokens import Grant, Scope
+from proteus_shards.tokens import Scope
+
+if TYPE_CHECKING:
+    from proteus_shards.tokens import Grant
 
 FILES_PATH = "/dashboard/static"
 EVENTS_PATH = "/dashboard/events"
@@ -110,10 +114,14 @@ def _file_view(file: File) -> View:
 def _access_view() -> View:
     async def view() -> Response:
         """Tell what whoever asks may do, so that a page offers nothing else."""
-        grant: Grant | Problem | None = request.scope.get(GRANT_KEY)  # type: ignore[assignment]  # ours, and typed for nobody; where there are none, everyone may do everything
-        scopes = sorted(Scope) if grant is None else [] if isinstance(grant, Problem) else sorted(grant.scopes)
-        every_queue = grant is None or (not isinstance(grant, Problem) and grant.every_queue)
-        shown = json_answer({"scopes": scopes, "every_queue": every_queue, "tokens": grant is not None})
+        grant = cast("Grant | Problem | None", request.scope.get(GRANT_KEY))
+        if grant is None:  # nobody is asked, and everyone may do everything
+            found: dict[str, Any] = {"scopes": list(Scope), "every_queue": True}
+        elif isinstance(grant, Problem):
+            found = {"scopes": [], "every_queue": False}
+        else:
+            found = {"scopes": sorted(grant.scopes), "every_queue": grant.every_queue}
+        shown = json_answer(found)
         return response_of(Answer(shown.status, (*shown.headers, ("cache-control", "no-store"), *GUARDS), shown.body))
 
     return view
