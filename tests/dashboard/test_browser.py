@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -334,3 +335,100 @@ def test_the_theme_is_the_systems_until_another_is_chosen(browser: Browser, site
         assert dark != light
         page.reload()
         assert page.evaluate(background) == light
+
+
+def test_jobs_are_purged_by_state(browser: Browser, site: Server) -> None:
+    """What the dialog names, and nothing else."""
+    enqueue(site, *({"id": str(number), "queue": "purged"} for number in range(5)))
+    enqueue(site, {"id": "later", "queue": "purged", "run_at": "2100-01-01T00:00:00Z"})
+    take(site, "purged")
+    with watched(browser, site.url) as tab:
+        page = tab.open(at(view="queue", queue="purged"))
+        page.get_by_role("button", name="Purge…").click()
+        expect(page.locator("dialog").get_by_label("Which jobs")).to_have_value("ready")
+        confirm(page, "Purge")
+        expect(page.locator("#toasts")).to_contain_text("4 jobs removed.")
+        expect(page.get_by_text("No job is ready.")).to_be_visible()
+    shown = queue_of(site, "purged")
+    assert (shown["ready"], shown["scheduled"], shown["in_flight"]) == (0, 1, 1)
+
+
+def test_a_scheduled_job_is_promoted(browser: Browser, site: Server) -> None:
+    """From its row and from its page."""
+    enqueue(site, *({"id": name, "queue": "soon", "run_at": "2100-01-01T00:00:00Z"} for name in ("first", "second")))
+    with watched(browser, site.url) as tab:
+        page = tab.open(at(view="queue", queue="soon", state="scheduled"))
+        page.get_by_role("row", name="first").get_by_role("button", name="Run this job now").click()
+        confirm(page, "Run now")
+        expect(page.get_by_role("link", name="first")).to_have_count(0)
+        page.get_by_role("link", name="second").click()
+        expect(page.locator(".why")).to_contain_text("It is scheduled for")
+        page.get_by_role("button", name="Run now…").click()
+        confirm(page, "Run now")
+        expect(page.locator(".title .badge")).to_have_text("ready")
+    assert [take(site, "soon")["id"] for _ in range(2)] == ["first", "second"]
+
+
+def test_dead_letters_are_redriven_and_deleted(browser: Browser, site: Server) -> None:
+    """One, all, or none of them; their history says why they died."""
+    for name in ("one", "two", "three"):
+        enqueue(site, {"id": name, "queue": "failed"})
+        take(site, "failed")
+        answer = site.request("POST", f"/fail?queue=failed&job_id={name}", {"error": f"<b>{name}</b> is broken"})
+        assert answer.status == 202, answer.body
+    with watched(browser, site.url) as tab:
+        tab.expected = {"/job?"}
+        page = tab.open(at(view="queue", queue="failed", state="dead"))
+        page.get_by_role("row", name="one").get_by_role("button", name="Redrive this job").click()
+        confirm(page, "Redrive")
+        expect(page.get_by_role("link", name="one")).to_have_count(0)
+        assert take(site, "failed")["id"] == "one"
+        page.get_by_role("link", name="two").click()
+        expect(page.locator(".why")).to_contain_text("Its runner said that it failed")
+        expect(page.locator(".history")).to_contain_text("<b>two</b> is broken")
+        page.get_by_role("button", name="Delete…").click()
+        expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+        confirm(page, "Delete")
+        expect(page.locator(".title .badge")).to_have_text("gone")
+        page.goto(site.url + at(view="queue", queue="failed", state="dead"))
+        page.get_by_role("button", name="Redrive…").click()
+        confirm(page, "Redrive")
+        expect(page.get_by_text("No dead letters.")).to_be_visible()
+    assert take(site, "failed")["id"] == "three"
+
+
+def test_a_job_that_is_blocked_says_by_which(browser: Browser, site: Server) -> None:
+    """With a link to the one in its way."""
+    enqueue(site, *({"id": name, "queue": "keyed", "key": "k"} for name in ("in the way", "behind it")))
+    take(site, "keyed")
+    with watched(browser, site.url) as tab:
+        page = tab.open(at(view="queue", queue="keyed", state="blocked"))
+        page.get_by_role("link", name="behind it").click()
+        page.locator(".why").get_by_role("link", name="in the way").click()
+        expect(page.locator(".title .badge")).to_have_text("in flight")
+
+
+def test_a_page_asks_for_a_token_where_one_is_needed(browser: Browser, tmp_path: Path) -> None:
+    """It goes out in a header and nowhere else, is forgotten with the tab, and what it does not allow is not offered."""
+    lines = [{"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "scopes": [name]} for name in ("read", "admin")]
+    (tmp_path / "tokens").write_text("\n".join(json.dumps(line) for line in lines))
+    site = Server("--port", "0", "--shards", "1", "--store", "memory:", "--tokens-file", str(tmp_path / "tokens"), cwd=tmp_path, environ={})
+    try:
+        with watched(browser, site.url) as tab:
+            tab.expected = {"/dashboard/events", "/queue"}
+            urls: list[str] = []
+            tab.page.on("request", lambda request: urls.append(request.url))
+            page = tab.open("/")
+            expect(page.get_by_role("alert")).to_contain_text("This server asks for a token.")
+            for token, offered in (("read", 0), ("admin", 1)):
+                page.click("#token")
+                page.get_by_label("Token", exact=True).fill(token)
+                page.get_by_role("button", name="Use it").click()
+                expect(page.locator("#live")).to_have_text("Live")
+                page.goto(site.url + at(view="queue", queue="guarded"))
+                expect(page.locator(".facts")).to_contain_text("Oldest waiting")
+                expect(page.get_by_role("button", name="Pause…")).to_have_count(offered)
+            assert not any("read" in url.partition("?")[2] for url in urls)
+            assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    finally:
+        site.stop()

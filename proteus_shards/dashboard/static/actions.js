@@ -40,13 +40,15 @@ export async function purgeQueue(queue, state) {
     [
       ["", "All that wait (ready, blocked, scheduled)"],
       ["ready", "Ready"],
+      ["blocked", "Blocked"],
       ["scheduled", "Scheduled"],
+      ["backing_off", "Backing off"],
       ["in_flight", "In flight: their runs are over"],
       ["dead", "Dead letters"],
       ["all", "Everything in the queue"],
     ].map(([value, label]) => h("option", { value }, label)),
   );
-  select.value = ["ready", "scheduled", "in_flight", "dead"].includes(state) ? state : "";
+  select.value = state ?? "";
   const key = input({ name: "key", maxlength: 1024 });
   const done = await dialog({
     title: ["Purge ", nameNode(queue), "?"],

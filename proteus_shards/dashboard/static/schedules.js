@@ -1,34 +1,44 @@
 // Recurring jobs: when they come next, and what became of them.
 
-import { change, get, may, Refused } from "./api.js";
+import { ask, change, may, Refused } from "./api.js";
 import { check } from "./actions.js";
 import { dialog, field } from "./dialogs.js";
 import { h, nameNode, setText, toast } from "./dom.js";
 import { count, instant, relative, seconds } from "./format.js";
+import { rawMembers } from "./json.js";
 import { live } from "./live.js";
 import { link } from "./pages.js";
 import { pages } from "./queues.js";
 import { repeat } from "./table.js";
 
 const SCHEDULES_MAX = 5000;
-const NOT_OF_THE_DEFINITION = new Set(["queue", "name", "next_at", "last_at", "fired", "missed_runs", "shards_away", "created_at", "updated_at"]);
+const DEFINITION = ["cron", "timezone", "every", "job", "missed", "overlap"];
 
-/** What `PUT /schedule` takes, out of what `GET /schedules` shows. */
-function definitionOf(row) {
-  if (row.definition) return row.definition;
-  return Object.fromEntries(Object.entries(row).filter(([name]) => !NOT_OF_THE_DEFINITION.has(name)));
+/** The raw text of each part of a schedule's definition: what goes back is what came, to the byte. */
+async function definitionOf(row) {
+  const members = rawMembers(await ask("GET", "/schedule", { queue: row.queue, name: row.name }));
+  return new Map(DEFINITION.filter((part) => members.has(part) && members.get(part) !== "null").map((part) => [part, members.get(part)]));
 }
 
-const ruleInWords = (definition) => (definition.cron ? definition.cron + (definition.timezone ? " " + definition.timezone : "") : "every " + seconds(definition.every));
+const put = (queue, name, definition) => ask("PUT", "/schedule", { queue, name }, "{" + [...definition].map(([part, raw]) => JSON.stringify(part) + ":" + raw).join(",") + "}");
+
+const ruleInWords = (row) => (row.cron ? row.cron + (row.timezone ? " " + row.timezone : "") : "every " + seconds(row.every));
 
 async function edit(row) {
-  const definition = row ? definitionOf(row) : {};
+  let raw = new Map();
+  try {
+    if (row) raw = await definitionOf(row);
+  } catch (error) {
+    toast(error.message, "bad");
+    return null;
+  }
+  const definition = row ?? {};
   const input = (props) => h("input", { autocomplete: "off", spellcheck: "false", maxlength: 1024, ...props });
   const queue = input({ value: row?.queue ?? "", required: true, disabled: row });
   const name = input({ value: row?.name ?? "", required: true, disabled: row });
   const cron = input({ value: definition.cron ?? "", placeholder: "*/5 * * * *" });
   const zone = input({ value: definition.timezone ?? "", placeholder: "UTC" });
-  const every = input({ type: "number", min: 0, step: "any", value: definition.every ?? "" });
+  const every = input({ type: "number", min: 1, step: 1, value: definition.every ?? "" });
   const select = (options, value) => {
     const node = h("select", null, options.map(([key, label]) => h("option", { value: key }, label)));
     if (value) node.value = value;
@@ -37,7 +47,7 @@ async function edit(row) {
   const missed = select([["", "Default"], ["skip", "are skipped"], ["once", "come once"], ["all", "all come"]], definition.missed);
   const overlap = select([["", "Default"], ["allow", "comes as well"], ["skip", "is skipped"]], definition.overlap);
   const job = h("textarea", { spellcheck: "false" });
-  job.value = JSON.stringify(definition.job ?? { timeout: 30, payload: null }, null, 2);
+  job.value = raw.get("job") ?? '{"timeout": 30, "payload": null}';
   const paused = h("input", { type: "checkbox", checked: definition.paused });
   const done = await dialog({
     title: row ? ["Change ", nameNode(row.name)] : "A new schedule",
@@ -51,12 +61,10 @@ async function edit(row) {
     ],
     action: "Save",
     send: async () => {
-      const body = { ...definition, job: JSON.parse(job.value) };
-      for (const [key, value] of Object.entries({ cron: cron.value.trim(), timezone: zone.value.trim(), every: every.value && Number(every.value), missed: missed.value, overlap: overlap.value, paused: paused.checked })) {
-        if (value) body[key] = value;
-        else delete body[key];
-      }
-      await change("PUT", "/schedule", { queue: queue.value, name: name.value }, body);
+      JSON.parse(job.value); // says what is wrong with it; what is sent is the text itself
+      const parts = { cron: cron.value.trim(), timezone: cron.value.trim() && zone.value.trim(), every: every.value && Number(every.value), missed: missed.value, overlap: overlap.value, paused: paused.checked };
+      const given = Object.entries(parts).filter(([, value]) => value).map(([part, value]) => [part, JSON.stringify(value)]);
+      await put(queue.value, name.value, [...given, ["job", job.value]]);
       return true;
     },
   });
@@ -69,7 +77,10 @@ async function setPaused(row, paused) {
     title: [paused ? "Pause " : "Resume ", nameNode(row.name), "?"],
     text: paused ? "It makes no jobs until it is resumed." : "It makes jobs again.",
     action: paused ? "Pause" : "Resume",
-    send: () => change("PUT", "/schedule", { queue: row.queue, name: row.name }, { ...definitionOf(row), paused }).then(() => true),
+    send: async () => {
+      await put(row.queue, row.name, [...(await definitionOf(row)), ["paused", String(paused)]]);
+      return true;
+    },
   });
   if (done) toast(paused ? "Paused." : "Resumed.");
   return done;
@@ -95,18 +106,17 @@ export function schedulesView() {
   let before = "";
 
   function line(row) {
-    const definition = definitionOf(row);
     return h(
       "tr",
       null,
-      h("th", { scope: "row" }, nameNode(row.name), " ", definition.paused && h("span", { class: "badge warn" }, "paused")),
+      h("th", { scope: "row" }, nameNode(row.name), " ", row.paused && h("span", { class: "badge warn" }, "paused")),
       h("td", null, link({ view: "queue", queue: row.queue }, nameNode(row.queue))),
-      h("td", null, h("span", { class: "mono" }, ruleInWords(definition))),
-      h("td", { title: instant(row.next_at) }, definition.paused ? "–" : relative(row.next_at)),
+      h("td", null, h("span", { class: "mono" }, ruleInWords(row))),
+      h("td", { title: instant(row.next_at) }, row.paused ? "–" : relative(row.next_at)),
       h("td", { title: instant(row.last_at) }, relative(row.last_at)),
       h("td", { class: "number" }, count(row.fired)),
-      h("td", { class: "number" }, count(row.missed_runs ?? (typeof row.missed === "number" ? row.missed : 0))),
-      admin && h("td", null, h("span", { class: "row-actions" }, [["Change", () => edit(row)], [definition.paused ? "Resume" : "Pause", () => setPaused(row, !definition.paused)], ["Delete", () => remove(row)]].map(([label, make]) => h("button", { type: "button", class: "small", "aria-label": `${label} ${row.name}`, onclick: act(make) }, label)))),
+      h("td", { class: "number" }, count(row.missed_times ?? 0)),
+      admin && h("td", null, h("span", { class: "row-actions" }, [["Change", () => edit(row)], [row.paused ? "Resume" : "Pause", () => setPaused(row, !row.paused)], ["Delete", () => remove(row)]].map(([label, make]) => h("button", { type: "button", class: "small", "aria-label": `${label} ${row.name}`, onclick: act(make) }, label)))),
     );
   }
 
