@@ -213,7 +213,7 @@ async def test_a_drain_ends_the_streams(tmp_path: Path) -> None:
         client = await look(site)
         await read_until(client, b"event: past")
         site.viewers.drain()
-        await read_until(client, b"\r\n0\r\n\r\n")
+        await read_until(client, b"0\r\n\r\n")
         refused = await site.ask("GET", EVENTS_PATH)
 
     assert refused.status == 503
