@@ -95,6 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     url_bytes_max: Annotated[int, msgspec.Meta(ge=256, le=1 * MIB)] = 28 * KIB
     header_seconds_max: _Seconds = 10.0
     connections_max: _Count = 20_000
+    bodies_bytes_max: Annotated[int, msgspec.Meta(ge=1 * KIB, le=_UNREACHABLE)] = 256 * MIB
+    answers_bytes_max: Annotated[int, msgspec.Meta(ge=1 * KIB, le=_UNREACHABLE)] = 256 * MIB
     connection_requests_max: _Count = 1_000_000
     connection_pipeline_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
     http2_streams_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
@@ -154,6 +156,8 @@ SETTINGS_HELP: dict[str, str] = {
     "url_bytes_max": "longest target of a request, in bytes; beyond it 414. Two names of 1024 characters fit, percent-encoded",
     "header_seconds_max": "time for the head of a request to arrive; then 408",
     "connections_max": "most connections of one front; beyond it they wait to be accepted",
+    "bodies_bytes_max": "most bytes of request bodies that have not come to their end, of all connections of one front; beyond it 429",
+    "answers_bytes_max": "most bytes of answers that clients have not taken, of all connections of one front; beyond it jobs go back, and their next gets 429",
     "connection_requests_max": "requests on one connection, after which it is closed",
     "connection_pipeline_max": "requests that one connection may send ahead of their answers; more are not read until then",
     "http2_streams_max": "requests under way at once on one HTTP/2 connection; beyond it the connection is ended",

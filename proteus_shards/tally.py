@@ -61,6 +61,14 @@ METRICS: dict[str, Metric] = {
     "proteus_errors_total": Metric(
         "counter", ("status", "limit"), "problems told, those inside batches included, by status and by the limit that was hit"
     ),
+    "proteus_limit_hits_total": Metric(
+        "counter", ("limit",), "times that a limit was hit, by its setting, whether a client was told or not"
+    ),
+    "proteus_held_bytes": Metric(
+        "gauge",
+        ("front", "kind"),
+        "bytes held for clients: requests that are not whole, answers not taken (bodies_bytes_max, answers_bytes_max)",
+    ),
     "proteus_connections": Metric("gauge", ("front", "way"), "open connections"),
     "proteus_connections_accepted_total": Metric("counter", ("front",), "connections accepted"),
     "proteus_link_up": Metric("gauge", ("front", "shard"), "1 where a front is connected to a shard"),

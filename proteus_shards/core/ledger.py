@@ -125,7 +125,7 @@ class Ledger:
     def write_record(self, key: RecordKey, value: bytes | None) -> None:
         """Note what a record shall be; None: gone."""
         self._records[key] = value
-        self._bytes += len(key.name) + len(value or b"")
+        self._bytes += len(key.name.encode()) + len(value or b"")
 
     def cut(self) -> Batch:
         """Seal what comes next and return the row writes that it comes to, perhaps none."""

@@ -91,7 +91,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     settings = boot.settings
     links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     access = _access_of(settings)
-    router = Router(links, access)
+    router = Router(links, access, settings)
     page = Page(router, settings, boot.run_dir, boot.front)
     viewers = Viewers(router, settings, page, boot.run_dir) if settings.dashboard else None
     metrics_server: Server | None = None

@@ -112,6 +112,16 @@ def fault(field: str, rule: str) -> Problem:
     return Problem(status=422, detail=f"{field}: {rule}", field=field)
 
 
+def too_many_unfinished() -> Problem:
+    """Return the problem of a body for which there is no room."""
+    return Problem(status=429, detail="too many bytes of unfinished requests are held (bodies_bytes_max)")
+
+
+def too_many_unsent(*, sure: bool) -> Problem:
+    """Return the problem of an answer that is not kept for its client. `sure`: what was asked had no other effect than the jobs in it."""
+    return Problem(status=429 if sure else 503, detail="too many bytes of answers wait to be taken; the jobs went back (answers_bytes_max)")
+
+
 def refusal(refused: Refused, queue: str | None = None, job_id: str | None = None, *, completed: bool | None = None) -> Problem:
     """Return the problem of a refused command."""
     return Problem(

@@ -28,7 +28,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from proteus_shards.config import Settings
 from proteus_shards.front import relay
 from proteus_shards.front.access import OPEN, check_route, rule_of
-from proteus_shards.front.answers import Answer, Problem, phrase_of
+from proteus_shards.front.answers import Answer, Problem, phrase_of, too_many_unfinished
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.counts import OTHER
@@ -38,7 +38,7 @@ from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import origin_form
 from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes
-from proteus_shards.front.ndjson import comes_in_lines, enqueue_as_it_comes, read_rest
+from proteus_shards.front.ndjson import HELD_BYTES_MAX, comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.once import not_for_lines
 from proteus_shards.front.openapi import add_openapi_routes
 from proteus_shards.front.origins import foreign
@@ -144,7 +144,11 @@ class _Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        call = relay.route_of(scope["method"], _raw_path_of(scope))
+        path = call.sample if call is not None else _path_of(scope)
         exchange = Exchange(self._router, scope["http_version"], send)
+        full = trio.CancelScope()  # of what is done where the body does not fit in
+        lines = comes_in_lines(scope, path or "")
         is_http_1 = scope["http_version"].startswith("1")
         has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
@@ -152,8 +156,11 @@ class _Gate:
             message = await receive()
             if message["type"] == "http.disconnect" and exchange.finishing:
                 await trio.sleep(FINISH_SECONDS_MAX)
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                exchange.request_ended = True
+            if message["type"] == "http.request":
+                if not lines and not exchange.take_body(len(message.get("body", b""))):
+                    full.cancel()
+                    await trio.lowlevel.checkpoint()
+                exchange.request_ended = exchange.request_ended or not message.get("more_body", False)
             return message
 
         async def watched_send(message: Any) -> None:
@@ -170,26 +177,13 @@ class _Gate:
                 count[message["status"]] += 1
             await exchange.send(message)
 
-        call = relay.route_of(scope["method"], _raw_path_of(scope))
-        path = call.sample if call is not None else _path_of(scope)
         count = self._counts.get((scope["method"], (call.pattern if call is not None else path) or ""), self._no_route)
         connection = CURRENT_CONNECTION.get()
         scope = self._with_grant(scope, connection)
-        broken = _broken_rule(scope, path, self._settings) or (None if call is None else call.fault)
         if connection is not None:
             connection.begin_exchange()
         try:
-            if broken is not None:
-                await _send(watched_send, broken.answer())
-            elif comes_in_lines(scope, path or "") and any(name == b"idempotency-key" for name, _ in scope["headers"]):
-                await _send(watched_send, not_for_lines().answer())
-            elif comes_in_lines(scope, path or ""):
-                answer = await enqueue_as_it_comes(scope, watched_receive, self._router, self._settings)
-                if answer is not None:
-                    await read_rest(watched_receive, lambda: exchange.request_ended, self._settings)
-                    await _send(watched_send, answer)
-            else:
-                await self._app({**scope, "path": path, SCOPE_KEY: exchange, relay.SCOPE_KEY: call}, watched_receive, watched_send)
+            await self._answer({**scope, "path": path, SCOPE_KEY: exchange, relay.SCOPE_KEY: call}, full, watched_receive, watched_send)
         except Exception as error:  # noqa: BLE001 it is logged, and told as what it is
             problem = log_fault(error)
             if not exchange.begun:
@@ -198,6 +192,27 @@ class _Gate:
             exchange.settle()
             if connection is not None:
                 connection.end_exchange()
+
+    async def _answer(self, scope: Any, full: trio.CancelScope, receive: Any, send: Any) -> None:
+        """Answer one request, by Quart or without it. `full` is cancelled where there is no room for its body."""
+        path, exchange, call = scope["path"], scope[SCOPE_KEY], scope[relay.SCOPE_KEY]
+        broken = _broken_rule(scope, path, self._settings) or (None if call is None else call.fault)
+        if broken is not None:
+            await _send(send, broken.answer())
+        elif not comes_in_lines(scope, path or ""):
+            with full:
+                await self._app(scope, receive, send)
+            if full.cancelled_caught and not exchange.begun:
+                await _send(send, too_many_unfinished().answer())
+        elif any(name == b"idempotency-key" for name, _ in scope["headers"]):
+            await _send(send, not_for_lines().answer())
+        elif not exchange.take_body(HELD_BYTES_MAX):
+            await _send(send, too_many_unfinished().answer())
+        else:
+            answer = await enqueue_as_it_comes(scope, receive, self._router, self._settings)
+            if answer is not None:
+                await read_rest(receive, lambda: exchange.request_ended, self._settings)
+                await _send(send, answer)
 
 
 def _refused(scope: Any, route: str | None) -> Problem | None:
@@ -224,7 +239,7 @@ def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem 
     """Say what Hypercorn lets pass and the fast lane does not, as far as it can still be seen here."""
     if len(scope["headers"]) > settings.headers_max:
         return Problem(status=431, detail=f"the request has more than {settings.headers_max} header fields (headers_max)")
-    path = scope.get("raw_path") or scope["path"].encode()
+    path = scope.get("raw_path") or (scope["path"] or "").encode()
     if len(path) + len(scope["query_string"]) + 1 > settings.url_bytes_max:
         return Problem(status=414, detail=f"the target of the request is longer than {settings.url_bytes_max} bytes (url_bytes_max)")
     names = [name for name, _ in scope["headers"]]

@@ -31,7 +31,7 @@ class LaneStatistics(msgspec.Struct, frozen=True):
 class Slot:
     """The place of one answer in its connection's order."""
 
-    __slots__ = ("client", "data", "jobs", "keep_alive", "link", "number", "request_http10", "tally")
+    __slots__ = ("client", "data", "jobs", "keep_alive", "link", "number", "request_http10", "sure", "tally")
 
     tally: list[int]  # where the answer is counted, by status
 
@@ -43,6 +43,7 @@ class Slot:
         self.jobs: Sequence[Delivery] = ()
         self.link: Link | Errand | None = None  # set for what brings jobs, so that it can be abandoned
         self.number = 0
+        self.sure = True  # where its jobs go back, the request had no effect
 
 
 class Caller:
@@ -55,6 +56,7 @@ class Caller:
         "events",
         "fd",
         "handover",
+        "held",
         "jobs",
         "line",
         "lingered",
@@ -68,6 +70,7 @@ class Caller:
         "requests",
         "sock",
         "taken",
+        "unsent",
     )
 
     def __init__(self, sock: socket.socket, reader: RequestReader, deadline: float) -> None:
@@ -79,6 +82,8 @@ class Caller:
         self.queued = 0  # bytes that ever were in `out`
         self.taken = 0  # of those, by the kernel
         self.marked = 0  # `taken` when the deadline was last set
+        self.held = 0  # bytes of requests that are not whole, as counted
+        self.unsent = 0  # bytes of answers that the kernel has not taken, those in line included
         self.jobs: deque[tuple[int, Sequence[Delivery]]] = deque()  # of answers in `out`, with the `taken` at which each is all gone
         self.events = READ
         self.phase: Need | None = Need.NOTHING  # None: answers are awaited or being sent

@@ -25,6 +25,7 @@ from typing import TypeAlias
 
 import trio
 
+from proteus_shards.front.counts import count_limit
 from proteus_shards.front.guard import Guard
 from proteus_shards.front.heads import Fault, HttpLimits
 from proteus_shards.front.http1 import write_answer
@@ -149,6 +150,7 @@ class Connection(trio.abc.HalfCloseableStream):
             self.abort()
             raise
         except trio.TooSlowError:
+            count_limit("request_seconds_max")
             self.abort()
             raise trio.BrokenResourceError("the client does not read") from None
         finally:

@@ -19,6 +19,8 @@ CLASSES = (2, 4, 5)  # of status; the others are not used, and shown when they a
 OTHER = "other"  # the route of what is no route
 PROBLEM_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 422, 429, 431, 500, 503)
 REFUSAL_LIMITS = (  # of 429
+    "answers_bytes_max",
+    "bodies_bytes_max",
     "link_bytes_max",
     "link_operations_max",
     "link_requests_max",
@@ -31,16 +33,34 @@ REFUSAL_LIMITS = (  # of 429
     "shard_pending_max",
 )
 
+SILENT_LIMITS = ("connections_max", "http2_control_frames_max", "request_seconds_max")
+
 Way: TypeAlias = Literal["lane", "quart"]
 
 _LIMIT = re.compile(r"\((\w+_max)\)")
 _problems: Counter[tuple[int, str]] = Counter()
+_silent: Counter[str] = Counter()
 
 
 def count_problem(status: int, detail: str) -> None:
     """Count a problem by status and by the limit that it names, if it names one."""
     found = _LIMIT.search(detail) if detail.endswith(")") or "_max)" in detail else None
     _problems[status, found[1] if found is not None and found[1] in SETTINGS_HELP else ""] += 1
+
+
+def count_limit(limit: str) -> None:
+    """Count that a limit was hit of which no client is told."""
+    _silent[limit] += 1
+
+
+def limit_samples() -> list[Sample]:
+    """Return how often each limit was hit since the process started, whether a client was told of it or not."""
+    counts = Counter(dict.fromkeys((*REFUSAL_LIMITS, *SILENT_LIMITS), 0))
+    for (_, limit), count in _problems.items():
+        if limit:
+            counts[limit] += count
+    counts.update(_silent)
+    return [("proteus_limit_hits_total", [limit], count) for limit, count in counts.items()]
 
 
 def problem_samples() -> list[Sample]:

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from proteus_shards.core.commands import Delivery
-from proteus_shards.front.answers import Problem
+from proteus_shards.front.answers import Answer, Problem, too_many_unsent
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.router import Router
 from proteus_shards.tokens import Grant
@@ -57,6 +57,7 @@ class Exchange:
         self._body_bytes = 0
         self._taken_bytes = 0  # of the body, by the socket; counted with a connection only
         self._shared_before = 0  # what a shared connection had sent when the answer began
+        self._held_bytes = [0, 0]  # of the body of the request, and of the answer, as counted for all connections
         self._status: int | None = None
         self.finishing = False  # the last message of the answer is being sent
         self.request_ended = False  # the client's whole body has arrived
@@ -69,6 +70,22 @@ class Exchange:
     def hold(self, jobs: Sequence[Delivery]) -> None:
         """Answer for these jobs from now on."""
         self._jobs = jobs
+
+    def take_body(self, size: int) -> bool:
+        """Count bytes of the request's body that are held until the exchange is over, and say whether there is room for them."""
+        taken = self._router.bodies.take(size, self._held_bytes[0])
+        self._held_bytes[0] += size * taken
+        return taken
+
+    def take_answer(self, shown: Answer, *, sure: bool) -> Answer:
+        """Count the answer with the jobs that are held, and return it; where there is no room for it, they go back, and a problem is to be told. See `too_many_unsent`."""
+        size = len(shown.body)
+        if self._jobs and not self._router.answers.take(size):
+            jobs, self._jobs = self._jobs, ()
+            self._router.undeliver(jobs)
+            return too_many_unsent(sure=sure).answer()
+        self._held_bytes[1] += size * bool(self._jobs)
+        return shown
 
     async def send(self, message: Any) -> None:
         """Send the next ASGI message of the answer."""
@@ -102,6 +119,8 @@ class Exchange:
 
     def settle(self) -> None:
         """Give back what surely did not arrive. The exchange is over."""
+        self._router.bodies.give(self._held_bytes[0])
+        self._router.answers.give(self._held_bytes[1])
         if self._jobs and self._surely_lost():
             log.debug("a delivery did not reach its client", extra={"jobs": len(self._jobs)})
             self._router.undeliver(self._jobs)

@@ -102,6 +102,17 @@ class RequestReader:
         """Take the next bytes of the connection."""
         self._buffer = self._buffer + data if self._buffer else data
 
+    @property
+    def held(self) -> int:
+        """How many bytes of requests it holds that are not whole, or not taken yet."""
+        return len(self._buffer) + len(self._body)
+
+    def drop(self) -> None:
+        """Forget them, and read no more."""
+        self._buffer = b""
+        self._body = bytearray()
+        self._over = True
+
     def idle(self) -> bool:
         """Say whether no request has begun that is not whole yet."""
         return self._head is None and not self._buffer

@@ -32,6 +32,7 @@ from hypercorn.protocol.h2 import H2Protocol
 from priority.priority import PriorityTree
 
 from proteus_shards.front.connection import CURRENT_CONNECTION
+from proteus_shards.front.counts import count_limit
 
 UNWANTED_BYTES_MAX = 64 * 1024 * 1024  # of all streams of one connection, twice the largest body that may be set
 NOISE_SECONDS = 10.0
@@ -78,6 +79,7 @@ class GuardedH2Protocol(H2Protocol):
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         if self._is_too_noisy(events):
+            count_limit("http2_control_frames_max")
             await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
             return
         wanted: list[h2.events.Event] = []

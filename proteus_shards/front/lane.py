@@ -25,21 +25,22 @@ No exception of one connection touches another: what its handling raises is logg
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
 import trio
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Delivered, Delivery, Next, Outcome, Refused
-from proteus_shards.front.answers import Answer, Problem
+from proteus_shards.front.answers import Answer, Problem, too_many_unfinished, too_many_unsent
 from proteus_shards.front.asking import understand
 from proteus_shards.front.caller import Caller, LaneStatistics, Slot
+from proteus_shards.front.counts import count_limit
+from proteus_shards.front.doorway import Doorway
+from proteus_shards.front.errands import NextOfSeveral
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import Fault, limits_of
 from proteus_shards.front.http1 import (
@@ -58,15 +59,12 @@ from proteus_shards.front.router import Router
 
 RECEIVE_BYTES = 64 * 1024
 SWEEP_SECONDS = 0.25
-ACCEPTS_AT_ONCE = 64
-ACCEPT_PAUSE_SECONDS = 0.1
 LINGER_SECONDS = 1.0
 DRAIN_IDLE_SECONDS = 1.0  # a client that asks again and again is told with an answer that its connection ends
 LINGER_BYTES_MAX = 8 * 1024 * 1024
 PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_seconds_max
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
 
-_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -80,32 +78,29 @@ class Lane:
     """
 
     def __init__(self, listener: socket.socket, router: Router, settings: Settings, hand_over: HandOver) -> None:
-        self._listener = listener
         self._router = router
         self._settings = settings
         self._hand_over = hand_over
         self._limits = limits_of(settings)
         self._known_heads: KnownHeads = {}
         self._poller = make_poller()
+        self._door = Doorway(listener, self._poller)
         self._clients: dict[int, Caller] = {}
         self._dirty: dict[Caller, None] = {}
         self._sender = trio.lowlevel.ParkingLot()
         self._elsewhere = 0  # connections handed over that have not ended
         self._now = 0.0
-        self._accepting = False
-        self._accept_again = math.inf
         self._stopping = False
         self._writer = AnswerWriter()
         self._routes = Routes(router.counts)
-        self._accepted = self._requests = self._handed_over = self._faults = self._timeouts = 0
+        self._requests = self._handed_over = self._faults = self._timeouts = 0
 
     # --- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until cancelled."""
         self._tick()
-        self._listener.setblocking(False)
-        self._accept(on=True)
+        self._door.open()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_forever)
@@ -121,8 +116,7 @@ class Lane:
     def stop(self) -> None:
         """Accept nothing more, and end each connection: with its next answer, which says so, or after a moment without a request."""
         self._stopping = True
-        self._accept(on=False)
-        self._listener.close()
+        self._door.close()
         for client in list(self._clients.values()):
             if client.events & READ:
                 self._guard(client, self._receive)  # a request that has come already is served
@@ -142,12 +136,12 @@ class Lane:
         return LaneStatistics(
             connections=len(self._clients),
             waiting=sum(len(client.line) for client in self._clients.values()),
-            accepted=self._accepted,
+            accepted=self._door.accepted,
             requests=self._requests,
             handed_over=self._handed_over,
             faults=self._faults,
             timeouts=self._timeouts,
-            accepting=self._accepting,
+            accepting=self._door.accepting,
         )
 
     async def _send_forever(self) -> None:
@@ -163,8 +157,7 @@ class Lane:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             self._tick()
-            if self._now >= self._accept_again:
-                self._accept(on=True)
+            self._door.look(self._now)
             for client in [client for client in self._clients.values() if client.deadline <= self._now]:
                 self._guard(client, self._time_out)
 
@@ -175,7 +168,7 @@ class Lane:
     # --- sockets -----------------------------------------------------------------------------------------------
 
     def _handle_ready(self) -> None:
-        listener = self._listener.fileno()  # -1 once it is closed
+        listener = self._door.fileno()  # -1 once it is closed
         self._now = trio.current_time()
         for fd, events in self._poller.poll():
             if fd == listener:
@@ -197,36 +190,8 @@ class Lane:
             log.exception("a connection failed")
             self._close(client)
 
-    def _accept(self, *, on: bool) -> None:
-        if on == self._accepting or (on and self._stopping):
-            return
-        self._accepting = on
-        self._accept_again = math.inf
-        if on:
-            self._poller.register(self._listener.fileno(), READ)
-        else:
-            self._poller.unregister(self._listener.fileno())
-
     def _accept_some(self) -> None:
-        for _ in range(ACCEPTS_AT_ONCE):
-            if len(self._clients) + self._elsewhere >= self._settings.connections_max:
-                self._accept(on=False)  # `_close` goes on
-                return
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:
-                    log.warning("no file descriptor left, accepting pauses", extra={"connections": len(self._clients)})
-                    self._accept(on=False)
-                    self._accept_again = self._now + ACCEPT_PAUSE_SECONDS
-                    return
-                continue  # that client is gone already
-            sock.setblocking(False)
-            with suppress(OSError):  # macOS says so where the client has gone meanwhile; reading finds that out
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._accepted += 1
+        for sock in self._door.accept(self._now, self._settings.connections_max - len(self._clients) - self._elsewhere):
             reader = RequestReader(self._limits, serves, self._known_heads)
             client = Caller(sock, reader, self._now + self._settings.connection_idle_seconds_max)
             self._clients[client.fd] = client
@@ -261,6 +226,17 @@ class Lane:
         client.ended = client.closing = True
         client.handover = None
         self._watch(client)
+
+    def _hold(self, client: Caller) -> None:
+        """Count what a connection holds of requests that are not whole; where all hold too much, end the one that wants more."""
+        bodies, held = self._router.bodies, client.reader.held
+        if held > client.held and not bodies.take(held - client.held, client.held):
+            client.reader.drop()
+            self._finish_with(client, too_many_unfinished())
+            held = 0
+        if held < client.held:
+            bodies.give(client.held - held)
+        client.held = held
 
     def _watch(self, client: Caller) -> None:
         """Ask the poller for what this connection can make use of now."""
@@ -297,6 +273,8 @@ class Lane:
                 case _:
                     item = taken
                     break
+        if client.reader.held != client.held:
+            self._hold(client)
         self._set_deadline(client, item)
         if client.closing or client.out or client.events != READ or len(client.line) >= self._settings.connection_pipeline_max:
             self._watch(client)
@@ -327,6 +305,7 @@ class Lane:
         else:
             if asked.delivers:
                 slot.link = asked
+            slot.sure = type(asked) is NextOfSeveral
             asked.begin(self._router, partial(self._take_answer, slot))
 
     def _take_outcome(self, slot: Slot, asked: Ask, outcome: Outcome) -> None:
@@ -346,14 +325,27 @@ class Lane:
 
     def _fill(self, slot: Slot, shown: Answer) -> None:
         """Put an answer in its place, and have its connection sent."""
-        slot.tally[shown.status] += 1
-        slot.data = self._writer.write(shown, keep_alive=slot.keep_alive, http10=slot.request_http10)
         client = slot.client
-        if client.open and client.line[0].data is not None:
+        data = self._writer.write(shown, keep_alive=slot.keep_alive, http10=slot.request_http10)
+        if not client.open:
+            return
+        if slot.jobs and not self._router.answers.take(len(data)):
+            self._router.undeliver(slot.jobs)
+            slot.jobs = ()
+            self._fill(slot, too_many_unsent(sure=slot.sure).answer())
+            return
+        if not slot.jobs:
+            self._router.answers.hold(len(data))
+        client.unsent += len(data)
+        slot.tally[shown.status] += 1
+        slot.data = data
+        if client.line[0].data is not None:
             self._dirty_up(client)
 
     def _say_continue(self, client: Caller) -> None:
         client.line.append(Slot(client, keep_alive=True, http10=False, data=CONTINUE))
+        client.unsent += len(CONTINUE)
+        self._router.answers.hold(len(CONTINUE))
         self._dirty_up(client)
 
     def _finish_with(self, client: Caller, problem: Problem) -> None:
@@ -393,6 +385,8 @@ class Lane:
             return
         client.out = out[taken:]
         client.taken += taken
+        client.unsent -= taken
+        self._router.answers.give(taken)
         while client.jobs and client.jobs[0][0] <= client.taken:
             client.jobs.popleft()  # the kernel has all of that answer
         if client.out:
@@ -450,6 +444,8 @@ class Lane:
     def _time_out(self, client: Caller) -> None:
         self._timeouts += not client.lingering
         if client.out or client.lingering or client.phase is Need.NOTHING:
+            if client.out:
+                count_limit("request_seconds_max")
             self._close(client)
             return
         what = "the head of the request" if client.phase is Need.HEAD else "the body of the request"
@@ -465,6 +461,8 @@ class Lane:
         client.open = False
         self._poller.unregister(client.fd)
         del self._clients[client.fd]
+        self._router.answers.give(client.unsent)
+        self._router.bodies.give(client.held)
         self._dirty.pop(client, None)
 
     def _give_away(self, client: Caller) -> None:
@@ -476,7 +474,7 @@ class Lane:
 
     def _take_note_of_end(self) -> None:
         self._elsewhere -= 1
-        self._accept(on=True)
+        self._door.open()
 
     def _close(self, client: Caller) -> None:
         if not client.open:
@@ -490,4 +488,4 @@ class Lane:
         client.sock.close()
         if jobs:
             self._router.undeliver(jobs)
-        self._accept(on=True)
+        self._door.open()

@@ -31,7 +31,7 @@ from proteus_shards.core.commands import Measure, Measures, QueueMeasure, Sample
 from proteus_shards.core.measures import STATES
 from proteus_shards.core.model import SECOND_US
 from proteus_shards.front.answers import Answer
-from proteus_shards.front.counts import problem_samples
+from proteus_shards.front.counts import limit_samples, problem_samples
 from proteus_shards.front.link import Link
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
@@ -123,7 +123,7 @@ class Page:
 
     def keep(self) -> list[Sample]:
         """Return what this front has to tell, once it is in its file."""
-        samples = self._router.counts.samples() + problem_samples() + self._link_samples()
+        samples = self._router.counts.samples() + problem_samples() + limit_samples() + self._link_samples() + self._held_samples()
         for tell in self.more:
             samples += tell()
         return self._tally.keep(samples, leaving=self._router.draining)
@@ -155,6 +155,12 @@ class Page:
                 ("proteus_deliveries_returned_total", [shard], link.undelivered),
             ]
         return samples
+
+    def _held_samples(self) -> list[Sample]:
+        return [
+            ("proteus_held_bytes", [str(self._front), kind], budget.held)
+            for kind, budget in (("requests", self._router.bodies), ("answers", self._router.answers))
+        ]
 
     def _queue_samples(self, samples: Iterable[Sample]) -> list[Sample]:
         """Choose among the deepest queues of all shards, and sum the others up from the totals."""

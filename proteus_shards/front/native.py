@@ -20,7 +20,7 @@ from proteus_shards.front import once
 from proteus_shards.front.access import check_asked
 from proteus_shards.front.answers import Answer, Problem, json_answer
 from proteus_shards.front.bodies import unpack_body
-from proteus_shards.front.errands import Errand
+from proteus_shards.front.errands import Errand, NextOfSeveral
 from proteus_shards.front.exchange import exchange_of, grant_of
 from proteus_shards.front.operations import PREFIXES, Ask, Parse, answer, enqueue
 from proteus_shards.front.responses import response_of
@@ -72,13 +72,14 @@ async def respond(asked: Ask | Errand | Problem, router: Router) -> Response:
         return response_of(asked.answer())
     if not isinstance(asked, Ask):
         shown, jobs = await carry_out(asked, router)
-        exchange_of(request.scope).hold(jobs)
-        return response_of(shown)
+        exchange = exchange_of(request.scope)
+        exchange.hold(jobs)
+        return response_of(exchange.take_answer(shown, sure=type(asked) is NextOfSeveral))
     outcome = await router.call(asked.command)
     if type(outcome) is Delivered:
         # No await between the two: from the link's hands straight into the exchange's.
         exchange_of(request.scope).hold(outcome.jobs)
-    return response_of(answer(asked, outcome))
+    return response_of(exchange_of(request.scope).take_answer(answer(asked, outcome), sure=True))
 
 
 async def carry_out(errand: Errand, router: Router) -> tuple[Answer, Sequence[Delivery]]:

@@ -8,9 +8,11 @@ from functools import partial
 import msgspec
 import trio
 
+from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Delivery, Next, Outcome, Refused, Statistics
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.front.access import Access
+from proteus_shards.front.budget import Budget
 from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
 from proteus_shards.front.operations import QueueCommand
@@ -20,10 +22,13 @@ from proteus_shards.front.pending import UNSETTLED, OnOutcomes, OnReply
 class Router:
     """The links of one front, in the order of their shards."""
 
-    def __init__(self, links: Sequence[Link], access: Access | None = None) -> None:
+    def __init__(self, links: Sequence[Link], access: Access | None = None, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
         self.links = tuple(links)
         self.access = access  # who may ask; None: everyone
         self.draining = False
+        self.bodies = Budget("bodies_bytes_max", settings.bodies_bytes_max)  # of requests that are not whole yet
+        self.answers = Budget("answers_bytes_max", settings.answers_bytes_max)  # that no client has taken yet
         self.counts = RequestCounts()  # of all that is asked of this front, whoever serves it
 
     def link_of(self, queue: str) -> Link:

@@ -32,6 +32,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Sample
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection, SecureConnection
+from proteus_shards.front.counts import count_limit
 from proteus_shards.front.heads import limits_of
 from proteus_shards.front.http2 import FrontConfig, GuardedH2Protocol
 from proteus_shards.front.http11 import EndingH11Protocol
@@ -185,6 +186,8 @@ class Server:
     async def _accept(self, listening: trio.SocketListener, connections: trio.Nursery) -> None:
         async with listening:
             while True:
+                if self._accepted >= self._settings.connections_max:
+                    count_limit("connections_max")
                 while self._accepted >= self._settings.connections_max:
                     await self._wait_for_one_fewer()
                 try:
@@ -229,6 +232,7 @@ class Server:
             await trio.sleep(min(1.0, self._settings.request_seconds_max / STALL_LOOKS))
             for connection in [connection for connection in self._connections if connection.stalled]:
                 log.debug("a client does not read its answers")
+                count_limit("request_seconds_max")
                 connection.abort()
 
     async def _wait_closed(self) -> None:

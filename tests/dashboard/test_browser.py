@@ -410,7 +410,9 @@ def test_a_job_that_is_blocked_says_by_which(browser: Browser, site: Server) -> 
 
 def test_a_page_asks_for_a_token_where_one_is_needed(browser: Browser, tmp_path: Path) -> None:
     """It goes out in a header and nowhere else, is forgotten with the tab, and what it does not allow is not offered."""
-    lines = [{"name": name, "sha256": hashlib.sha256(f"secret-{name}".encode()).hexdigest(), "scopes": [name]} for name in ("read", "admin")]
+    lines = [
+        {"name": name, "sha256": hashlib.sha256(f"secret-{name}".encode()).hexdigest(), "scopes": [name]} for name in ("read", "admin")
+    ]
     (tmp_path / "tokens").write_text("\n".join(json.dumps(line) for line in lines))
     site = Server("--port", "0", "--shards", "1", "--store", "memory:", "--tokens-file", str(tmp_path / "tokens"), cwd=tmp_path, environ={})
     try:

@@ -161,5 +161,5 @@ async def linked(
             with trio.fail_after(PATIENCE_SECONDS):
                 await link.wait_connected()
                 await link.wait_settled()
-        yield Router(links), shards
+        yield Router(links, settings=settings), shards
         nursery.cancel_scope.cancel()
