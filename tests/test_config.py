@@ -70,9 +70,9 @@ def test_a_count_takes_no_unit() -> None:
 
 def test_an_unknown_option_of_the_environment_is_refused_with_the_nearest_name() -> None:
     """A misspelt variable would otherwise be ignored in silence."""
-    message = refusal(environ={"PROTEUS_BODY_BYTE_MAX": "1"})
+    message = refusal(environ={"PROTEUS_BODY_SISE_MAX": "1"})
 
-    assert message == "there is no setting for the environment variable PROTEUS_BODY_BYTE_MAX; did you mean PROTEUS_BODY_SIZE_MAX?"
+    assert message == "there is no setting for the environment variable PROTEUS_BODY_SISE_MAX; did you mean PROTEUS_BODY_SIZE_MAX?"
 
 
 def test_variables_for_tests_and_of_others_are_no_settings() -> None:

@@ -22,6 +22,7 @@ from proteus_shards.config import BEAT_SECONDS, Failed, Ready, Settings, ShardBo
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.shard import Shard
 from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
+from proteus_shards.memory import Memory
 from proteus_shards.shard.calendar import CronCalendar
 from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
@@ -149,9 +150,11 @@ async def _beat_forever() -> None:
 
 
 async def _count_forever(pump: Pump) -> None:
-    """Look how late the event loop is, and see that what is counted outlives this process."""
+    """Look how late the event loop is, see that what is counted outlives this process, and give back the memory of a backlog that is gone."""
+    memory = Memory()
     while True:
         pump.measures()
+        memory.look(sum(pump.shard.totals[1:]), pump.shard.bytes)
         for _ in range(WRITE_TICKS):
             due = time.monotonic() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
