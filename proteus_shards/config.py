@@ -101,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connection_pipeline_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
     http2_streams_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     http2_control_frames_max: Annotated[int, msgspec.Meta(ge=10, le=100_000)] = 1000
+    delay_seconds_max: _Seconds = 1.0
     link_requests_max: _Count = 8192
     link_operations_max: _Count = 65_536
     link_bytes_max: _Count = 256 * MIB
@@ -163,6 +164,7 @@ SETTINGS_HELP: dict[str, str] = {
     "http2_streams_max": "requests under way at once on one HTTP/2 connection; beyond it the connection is ended",
     "http2_control_frames_max": "most frames of one HTTP/2 connection within ten seconds that carry nothing: resets, pings, settings and the like; beyond it the "
     "connection is ended",
+    "delay_seconds_max": "where requests of one front wait longer than this for one shard, further ones are refused at once with 429, but for 256 that always pass",
     "link_requests_max": "most requests of one front under way at one shard, polls that wait aside; an array is one. Beyond it 429",
     "link_operations_max": "most operations in them, those of arrays and batches counted one by one; beyond it 429",
     "link_bytes_max": "most bytes of one front's requests that wait to be sent to one shard; beyond it 429",

@@ -21,6 +21,7 @@ PROBLEM_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 422, 429, 
 REFUSAL_LIMITS = (  # of 429
     "answers_bytes_max",
     "bodies_bytes_max",
+    "delay_seconds_max",
     "link_bytes_max",
     "link_operations_max",
     "link_requests_max",

@@ -102,7 +102,7 @@ class Link:
         self._settings = settings
         self._own = hello(shard, settings.shards)
         self._connected = False
-        self._under_way = UnderWay()
+        self._under_way = UnderWay(settings)
         self._queue: deque[tuple[int, Command | list[Command], int]] = deque()  # (first) number, command(s), weight in bytes
         self._queued_bytes = 0
         self._owed: deque[Undeliver] = deque()  # give-backs to try again

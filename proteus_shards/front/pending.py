@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
+import trio
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Enqueue, Heartbeat, Outcome, Reason, Refused
 
 REQUEST_BYTES = 64  # what a request weighs beside its payload, state and names
+WINDOW_MIN = 256
+WINDOW_GROWTH = 1.25
 UNSETTLED = Refused(Reason.FAULT, "not settled")  # holds the place of an outcome in a group
 
 OnReply: TypeAlias = Callable[[Outcome], None]
@@ -38,11 +42,22 @@ class Pending(msgspec.Struct, eq=False):
 
 
 class UnderWay:
-    """The requests of a link that are not settled, by number, and how many there are of each kind."""
+    """The requests of a link that are not settled, by number, and how many there are of each kind.
 
-    def __init__(self) -> None:
+    **They are bounded in time as well.** One request at a time is a probe. Where it takes longer than delay_seconds_max, only as many may be under way as would have
+    been answered in that time, and further ones are refused at once: they would wait, and their clients would give up on them. Each probe that is in time widens
+    that window. A shard that stands still is found out before the probe ends. As few as `WINDOW_MIN` always pass: a store that is slow for a moment is no overload.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._delay_seconds_max = settings.delay_seconds_max
+        self._requests_max = settings.link_requests_max
         self.entries: dict[int, Pending] = {}
         self.polls = 0  # that wait
+        self.window = math.inf  # most requests that may be under way, as delays have shown
+        self._probe = 0  # the number of a request whose time is taken
+        self._probed_at = 0.0
+        self._probed_with = 0  # requests under way with it
         self._in_groups = 0  # beyond the first of each group
 
     @property
@@ -59,12 +74,16 @@ class UnderWay:
         """Enter a request."""
         self.polls += pending.poll
         self.entries[number] = pending
+        if not self._probe and not pending.poll:
+            self._begin_probe(number)
 
     def add_group(self, group: Group, deadline: float) -> None:
         """Enter the requests of a group; they share one entry."""
         shared = Pending(ignore, deadline, next=False, poll=False, group=group)
         self.entries.update(dict.fromkeys(range(group.first, group.first + group.left), shared))
         self._in_groups += group.left - 1
+        if not self._probe:
+            self._begin_probe(group.first)
 
     def remove(self, number: int) -> Pending | None:
         """Take a request out."""
@@ -72,19 +91,40 @@ class UnderWay:
         if pending is not None:
             self.polls -= pending.poll
             self._in_groups -= pending.group is not None and pending.group.left > 1
+            if number == self._probe:
+                self._end_probe()
         return pending
 
     def remove_all(self) -> dict[int, Pending]:
         """Take all out."""
         entries, self.entries = self.entries, {}
-        self.polls = self._in_groups = 0
+        self.polls = self._in_groups = self._probe = 0
+        self.window = math.inf
         return entries
+
+    def _begin_probe(self, number: int) -> None:
+        self._probe, self._probed_at, self._probed_with = number, trio.current_time(), self.requests
+
+    def _end_probe(self) -> None:
+        """Learn from the time that one request took. What was under way with it, and how long it took, say how much fits into the time that may be."""
+        self._probe = 0
+        seconds = trio.current_time() - self._probed_at
+        if seconds > self._delay_seconds_max:
+            self.window = max(WINDOW_MIN, self._probed_with * self._delay_seconds_max / seconds)
+        elif self.window < math.inf:
+            self.window = self.window * WINDOW_GROWTH if self.window < self._requests_max else math.inf
 
     def limit_hit(self, settings: Settings, count: int, *, poll: bool = False) -> str | None:
         """Return what there is too much of for one more request of so many operations, with the name of the limit."""
         if poll:
             return "polls wait at {} (polls_max)" if self.polls >= settings.polls_max else None
-        if self.requests >= settings.link_requests_max:
+        requests = self.requests
+        if requests >= WINDOW_MIN:
+            if requests >= settings.link_requests_max:
+                return "requests are under way at {} (link_requests_max)"
+            if requests >= self.window or (self._probe and trio.current_time() - self._probed_at > self._delay_seconds_max):
+                return "requests would wait for too long at {} (delay_seconds_max)"
+        elif requests >= settings.link_requests_max:
             return "requests are under way at {} (link_requests_max)"
         operations = self.operations
         if count > 1 and operations and operations + count > settings.link_operations_max:
