@@ -321,7 +321,7 @@ class Shard(Once, Recurring):
         size = len(command.payload) + len(command.state or b"")
         settings = queue.settings if queue is not None else DEFAULT_SETTINGS
         if command.timeout < 0 and settings.timeout is None:
-            return Refused(Reason.INVALID, "timeout must be set: its queue has no default", "timeout")
+            return Refused(Reason.INVALID, "timeout: is required, as its queue has no default", "timeout")
         if command.persist:
             if not limits.keeps:
                 return Refused(Reason.INVALID, "this server keeps jobs in memory only: it has no store for persist_data", "persist_data")

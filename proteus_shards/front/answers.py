@@ -2,7 +2,7 @@
 
 Errors are RFC 9457 problems without a `type`, so their title is the phrase of the status. Beyond the RFC a problem has
 `retryable`, and where they are known `field` (the part of the request at fault), `queue`, `job_id` and, for a fault inside,
-the `request_id` under which the log has the details, `completed` (what became of the completion of a complete-and-next) and `line` (of NDJSON). A problem never repeats a payload, and never tells of what is inside the server.
+the `request_id` under which the log has the details, `held_by` and `held_until` (which run has the job instead of the one that called, and when that will time out), `completed` (what became of the completion of a complete-and-next) and `line` (of NDJSON). A problem never repeats a payload, and never tells of what is inside the server.
 
 The answer to several operations at once is an array of such answers as JSON, each a problem or an object with its `status`.
 
@@ -17,7 +17,8 @@ from http import HTTPStatus
 import msgspec
 
 from proteus_shards.core.commands import DeadLetter, Delivery, Reason, Refused
-from proteus_shards.core.extras import NO_EXTRAS, Extras
+from proteus_shards.core.extras import NO_EXTRAS, Backoff, Extras
+from proteus_shards.core.model import SECOND_US
 from proteus_shards.front.counts import count_problem
 from proteus_shards.front.instants import write_instant
 
@@ -72,6 +73,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     crash_loops: dict[str, int] | None = None
     completed: bool | None = None
     line: int | None = None
+    held_by: bytes | None = None
+    held_until: int | None = None
     retry_after: int = 1
     headers: tuple[tuple[str, str], ...] = ()
     plain: str | None = None  # the body as plain text, where it is not to be JSON; perhaps empty
@@ -103,6 +106,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             crash_loops=self.crash_loops,
             completed=self.completed,
             line=self.line,
+            held_by=write_run_id(self.held_by) if self.held_by is not None else None,
+            held_until=write_instant(self.held_until) if self.held_until is not None else None,
         )
         return Answer(self.status, headers, _encode(body))
 
@@ -132,6 +137,8 @@ def refusal(refused: Refused, queue: str | None = None, job_id: str | None = Non
         job_id=job_id,
         completed=completed,
         retry_after=refused.retry_after,
+        held_by=refused.held_by,
+        held_until=refused.held_until,
     )
 
 
@@ -141,8 +148,11 @@ def json_answer(value: object, status: int = 200) -> Answer:
 
 
 def job_answer(job: Delivery) -> Answer:
-    """Return one delivered job as a JSON object."""
-    return Answer(200, JSON_HEADERS, _encode(_job_view(job)))
+    """Return one delivered job as a JSON object. Its trace goes on in a header."""
+    headers: tuple[tuple[str, str], ...] = JSON_HEADERS
+    if job.extras is not None and job.extras.trace is not None:
+        headers += (("traceparent", job.extras.trace),)
+    return Answer(200, headers, _encode(_job_view(job)))
 
 
 def jobs_answer(jobs: Sequence[Delivery]) -> Answer:
@@ -185,6 +195,24 @@ class _ProblemView(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     crash_loops: dict[str, int] | None = None
     completed: bool | None = None
     line: int | None = None
+    held_by: str | None = None
+    held_until: str | None = None
+
+
+class BackoffShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A backoff of a job's own."""
+
+    seconds: float
+    factor: float
+    seconds_max: float
+    jitter: float
+
+
+def backoff_shown(backoff: Backoff) -> BackoffShown:
+    """Return a backoff as it is shown: durations in seconds."""
+    return BackoffShown(
+        seconds=backoff.first_us / SECOND_US, factor=backoff.factor, seconds_max=backoff.max_us / SECOND_US, jitter=backoff.jitter
+    )
 
 
 class _JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -200,6 +228,11 @@ class _JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     created_at: str
     updated_at: str
+    key: str | msgspec.UnsetType = msgspec.UNSET
+    priority: int | msgspec.UnsetType = msgspec.UNSET
+    ttl: float | msgspec.UnsetType = msgspec.UNSET
+    backoff: BackoffShown | msgspec.UnsetType = msgspec.UNSET
+    trace: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class AttemptShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,7 +291,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _job_view(job: Delivery) -> _JobView:
-    return _JobView(
+    view = _JobView(
         id=job.id,
         queue=job.queue,
         timeout=job.timeout,
@@ -271,6 +304,21 @@ def _job_view(job: Delivery) -> _JobView:
         attempt=job.attempt,
         created_at=write_instant(job.created_at),
         updated_at=write_instant(job.updated_at),
+    )
+    return view if job.extras is None else _with_extras(view, job, job.extras)
+
+
+def _with_extras(view: _JobView, job: Delivery, extras: Extras) -> _JobView:
+    ttl_us = None
+    if extras.expires_at is not None:  # it began when the job could start
+        ttl_us = max(0, extras.expires_at - max(job.created_at, job.run_at or job.created_at))
+    return msgspec.structs.replace(
+        view,
+        key=extras.key if extras.key is not None else msgspec.UNSET,
+        priority=extras.priority or msgspec.UNSET,
+        ttl=ttl_us / SECOND_US if ttl_us is not None else msgspec.UNSET,
+        backoff=backoff_shown(extras.backoff) if extras.backoff is not None else msgspec.UNSET,
+        trace=extras.trace if extras.trace is not None else msgspec.UNSET,
     )
 
 

@@ -12,6 +12,7 @@ from proteus_shards.front.once import enqueue_once
 from proteus_shards.front.operations import Ask, Parse, enqueue
 from proteus_shards.front.relay import Call
 from proteus_shards.front.routes import ROUTES_WITH_BODY
+from proteus_shards.front.tracing import traced
 
 
 def understand(request: Request, parse: Parse, rule: Rule | None, access: Access | None, settings: Settings) -> Ask | Errand | Problem:
@@ -38,5 +39,7 @@ def _read(request: Request, parse: Parse, settings: Settings) -> Ask | Errand | 
     if isinstance(body, Problem):
         return body
     if request.idempotency_key is not None and parse is enqueue:
-        return enqueue_once(request.idempotency_key, body, request.query, settings)
-    return parse(body, request.query, settings)
+        asked = enqueue_once(request.idempotency_key, body, request.query, settings)
+    else:
+        asked = parse(body, request.query, settings)
+    return asked if request.traceparent is None else traced(asked, request.traceparent)

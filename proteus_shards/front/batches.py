@@ -21,21 +21,26 @@ Decisions:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Complete, Delivered, Heartbeat, Next, Outcome, Refused
-from proteus_shards.core.model import name_fault
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.model import SECOND_US, name_fault
+from proteus_shards.core.queue_settings import SECONDS_MAX
 from proteus_shards.front.answers import JSON_HEADERS, Answer, Problem, batch_answer, fault, jobs_part, refusal
 from proteus_shards.front.errands import Batch, Item
 from proteus_shards.front.job_bodies import (
+    DELAY_RULES,
+    FAIL_RULES,
     STRING,
     UNREADABLE,
     Rules,
     count_fault,
     explain,
+    failure_of,
     members_of,
     read_array,
     read_job,
@@ -146,6 +151,9 @@ class Tally:
 # --- operations of every kind ----------------------------------------------------------------------------------
 
 
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
+
+
 class _Heartbeat(msgspec.Struct, tag="heartbeat", tag_field="op", forbid_unknown_fields=True, gc=False):
     queue: str
     job_id: str
@@ -159,6 +167,21 @@ class _Complete(msgspec.Struct, tag="complete", tag_field="op", forbid_unknown_f
     run_id: str | None = None
 
 
+class _Fail(msgspec.Struct, tag="fail", tag_field="op", forbid_unknown_fields=True, gc=False):
+    queue: str
+    job_id: str
+    run_id: str | None = None
+    error: str | None = None
+    delay: _Seconds | None = None
+
+
+class _Release(msgspec.Struct, tag="release", tag_field="op", forbid_unknown_fields=True, gc=False):
+    queue: str
+    job_id: str
+    run_id: str | None = None
+    delay: _Seconds | None = None
+
+
 class _Next(msgspec.Struct, tag="next", tag_field="op", forbid_unknown_fields=True, gc=False):
     queue: str
     num_jobs: int = 1
@@ -168,7 +191,7 @@ class _Enqueue(msgspec.Struct, tag="enqueue", tag_field="op", forbid_unknown_fie
     job: msgspec.Raw
 
 
-_Operation: TypeAlias = _Heartbeat | _Complete | _Next | _Enqueue
+_Operation: TypeAlias = _Heartbeat | _Complete | _Fail | _Release | _Next | _Enqueue
 
 _operation: msgspec.json.Decoder[_Operation] = msgspec.json.Decoder(_Operation)
 _operations: msgspec.json.Decoder[list[_Operation]] = msgspec.json.Decoder(list[_Operation])
@@ -179,6 +202,8 @@ _RULES: dict[str, tuple[Rules, tuple[str, ...]]] = {
     "enqueue": ({"job": _any}, ("job",)),
     "heartbeat": ({**_run, "state": _any}, ("queue", "job_id")),
     "complete": (_run, ("queue", "job_id")),
+    "fail": ({**_run, **FAIL_RULES}, ("queue", "job_id")),
+    "release": ({**_run, **DELAY_RULES}, ("queue", "job_id")),
     "next": ({"queue": _text, "num_jobs": (msgspec.json.Decoder(int), "must be an integer")}, ("queue",)),
 }
 
@@ -242,6 +267,10 @@ def _command_of(operation: _Operation, settings: Settings) -> Item:
         return run_id
     if isinstance(operation, _Complete):
         return Complete(operation.queue, operation.job_id, run_id)
+    if isinstance(operation, _Fail):
+        return Fail(operation.queue, operation.job_id, run_id, *failure_of(operation.error, operation.delay))
+    if isinstance(operation, _Release):
+        return Release(operation.queue, operation.job_id, run_id, round((operation.delay or 0) * SECOND_US))
     state: bytes | None = None
     if operation.state is not msgspec.UNSET:
         raw = bytes(operation.state)

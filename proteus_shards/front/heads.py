@@ -74,6 +74,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     authorization: bytes | None = None  # empty where it stands there twice
     from_page: bool = False  # a browser sends it
     idempotency_key: bytes | None = None  # empty where it stands there twice
+    traceparent: str | None = None  # the last one
 
 
 class _Fields:
@@ -138,6 +139,7 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
     encoding: str | None = None
     authorization: bytes | None = None
     idempotency_key: bytes | None = None
+    traceparent: str | None = None
     ndjson = expects = from_page = False
     for name, value in seen.fields:
         match name.lower():
@@ -157,6 +159,8 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
                 authorization = value if authorization is None else b""
             case b"idempotency-key":
                 idempotency_key = value if idempotency_key is None else b""
+            case b"traceparent":
+                traceparent = value.decode("latin-1")
             case b"content-type":
                 ndjson = ndjson or is_ndjson(value)
             case b"content-encoding":
@@ -184,7 +188,19 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
     keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
     length = -1 if chunked else length
     return Head(
-        method, target, seen.fields, length, encoding, ndjson, keep_alive, http10, expects, authorization, from_page, idempotency_key
+        method,
+        target,
+        seen.fields,
+        length,
+        encoding,
+        ndjson,
+        keep_alive,
+        http10,
+        expects,
+        authorization,
+        from_page,
+        idempotency_key,
+        traceparent,
     )
 
 

@@ -41,6 +41,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     http10: bool
     authorization: bytes | None = None
     idempotency_key: bytes | None = None
+    traceparent: str | None = None
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     expects: bool
     authorization: bytes | None
     idempotency_key: bytes | None
+    traceparent: str | None
 
 
 KnownHeads: TypeAlias = dict[bytes, _Head]
@@ -163,8 +165,9 @@ class RequestReader:
                 parsed.expects,
                 parsed.authorization,
                 parsed.idempotency_key,
+                parsed.traceparent,
             )
-            if end <= KNOWN_BYTES_MAX and parsed.idempotency_key is None:  # one with a key never comes again
+            if end <= KNOWN_BYTES_MAX and parsed.idempotency_key is None and parsed.traceparent is None:  # one with these never comes again
                 if len(self._known) >= KNOWN_HEADS_MAX:
                     self._known.clear()
                 self._known[raw] = head
@@ -229,6 +232,7 @@ class RequestReader:
             head.http10,
             head.authorization,
             head.idempotency_key,
+            head.traceparent,
         )
 
 

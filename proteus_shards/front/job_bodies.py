@@ -8,6 +8,7 @@ Decisions:
 - The body must be UTF-8 throughout. msgspec checks the grammar of what it keeps raw, not its encoding, so that is done here. It
   also refuses a string with half a surrogate pair in it (`"\ud800"`): such text could not be handed on as UTF-8.
 - How deep JSON may nest is the interpreter's recursion limit, less the caller's own depth: 850 levels always pass.
+- `timeout` and `max_retries` that are left out are the queue's to say, and so the shard's: the front does not know what is set.
 - Of a member that stands twice in an object the last one counts. `state: null` and `run_at: null` mean "not set".
 """
 
@@ -18,8 +19,11 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from proteus_shards.core.commands import Enqueue
-from proteus_shards.core.model import MAX_RETRIES_MAX, TIMEOUT_SECONDS_MAX, name_fault
+from proteus_shards.core.commands import Enqueue, Options
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE
+from proteus_shards.core.extras import ERROR_LENGTH_MAX, FACTOR_MAX, PRIORITY_MAX, Backoff
+from proteus_shards.core.model import MAX_RETRIES_MAX, SECOND_US, TIMEOUT_SECONDS_MAX, name_fault
+from proteus_shards.core.queue_settings import SECONDS_MAX, BackoffSettings
 from proteus_shards.front import instants
 from proteus_shards.front.answers import Problem, fault
 from proteus_shards.front.queries import shown
@@ -31,26 +35,45 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # all th
 _NULL = msgspec.Raw(b"null")
 _Timeout = Annotated[int, msgspec.Meta(ge=0, le=TIMEOUT_SECONDS_MAX)]
 _MaxRetries = Annotated[int, msgspec.Meta(ge=MAX_RETRIES_MIN, le=MAX_RETRIES_MAX)]
+_Priority = Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 
 
 class _JobBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     id: str
     queue: str
-    timeout: _Timeout
+    timeout: _Timeout | msgspec.UnsetType = msgspec.UNSET
     persist_data: bool = False
-    max_retries: _MaxRetries = 0
+    max_retries: _MaxRetries | msgspec.UnsetType = msgspec.UNSET
     payload: msgspec.Raw = _NULL
     state: msgspec.Raw = _NULL
     run_at: str | None = None
+    key: str | None = None
+    priority: _Priority = 0
+    ttl: _Seconds | None = None
+    backoff: BackoffSettings | None = None
+
+
+class _FailBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    error: str | None = None
+    delay: _Seconds | None = None
+
+
+class _ReleaseBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    delay: _Seconds | None = None
 
 
 _jobs = msgspec.json.Decoder(_JobBody)
+_fails = msgspec.json.Decoder(_FailBody)
+_releases = msgspec.json.Decoder(_ReleaseBody)
 _job_arrays = msgspec.json.Decoder(list[_JobBody])
 _arrays = msgspec.json.Decoder(list[msgspec.Raw])
 _raws = msgspec.json.Decoder(msgspec.Raw)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 STRING = "must be a string"
+SECONDS = f"must be a number of seconds from 0 to {SECONDS_MAX:g}"
+BACKOFF = f"must be an object: seconds (0 to {SECONDS_MAX:g}), factor (1 to {FACTOR_MAX:g}), seconds_max, jitter (0 to 1)"
 Rules: TypeAlias = Mapping[str, tuple[msgspec.json.Decoder[Any], str]]
 """Field → how it is read, and what to say of it where that fails."""
 
@@ -63,8 +86,14 @@ JOB_RULES: Rules = {
     "payload": (_raws, ""),
     "state": (_raws, ""),
     "run_at": (msgspec.json.Decoder(str | None), instants.RULE),
+    "key": (msgspec.json.Decoder(str | None), STRING),
+    "priority": (msgspec.json.Decoder(_Priority), f"must be an integer from {-PRIORITY_MAX} to {PRIORITY_MAX}"),
+    "ttl": (msgspec.json.Decoder(_Seconds | None), SECONDS),
+    "backoff": (msgspec.json.Decoder(BackoffSettings | None), BACKOFF),
 }
-JOB_REQUIRED = ("id", "queue", "timeout")
+JOB_REQUIRED = ("id", "queue")
+DELAY_RULES: Rules = {"delay": JOB_RULES["ttl"]}
+FAIL_RULES: Rules = {"error": (msgspec.json.Decoder(str | None), STRING), **DELAY_RULES}
 
 
 def read_job(body: bytes) -> Enqueue | Problem:
@@ -165,16 +194,50 @@ def _enqueue_of(job: _JobBody) -> Enqueue | Problem:
     if job.run_at is not None and (run_at_us := instants.read_instant(job.run_at)) is None:
         return fault("run_at", instants.RULE)
     state = None if job.state is _NULL else bytes(job.state)
+    options = None
+    if job.key is not None or job.priority or job.ttl is not None or job.backoff is not None:
+        if job.key is not None and (wrong := name_fault(job.key)) is not None:
+            return fault("key", wrong)
+        ttl_us = round(job.ttl * SECOND_US) if job.ttl is not None else None
+        options = Options(job.key, job.priority, ttl_us, _backoff_of(job.backoff) if job.backoff is not None else None)
     return Enqueue(
         job.queue,
         job.id,
-        job.timeout,
+        TIMEOUT_OF_QUEUE if job.timeout is msgspec.UNSET else job.timeout,
         job.persist_data,
-        job.max_retries,
+        RETRIES_OF_QUEUE if job.max_retries is msgspec.UNSET else job.max_retries,
         bytes(job.payload),
         None if state == b"null" else state,
         run_at_us,
+        options,
     )
+
+
+def _backoff_of(backoff: BackoffSettings) -> Backoff:
+    return Backoff(round(backoff.seconds * SECOND_US), backoff.factor, round(backoff.seconds_max * SECOND_US), backoff.jitter)
+
+
+def read_failure(body: bytes) -> tuple[str | None, int | None] | Problem:
+    """Return the error and the delay (µs) that the body of a fail tells. Of an error too long to be kept, its beginning."""
+    try:
+        failure = _fails.decode(body) if body else _FailBody()
+    except UNREADABLE:
+        return explain(body, FAIL_RULES, (), "is not a field of a failure")
+    return failure_of(failure.error, failure.delay)
+
+
+def failure_of(error: str | None, delay: float | None) -> tuple[str | None, int | None]:
+    """Return an error as far as it is kept, and a delay in microseconds."""
+    return error[:ERROR_LENGTH_MAX] if error is not None else None, round(delay * SECOND_US) if delay is not None else None
+
+
+def read_delay(body: bytes) -> int | Problem:
+    """Return the delay (µs) that the body of a release tells."""
+    try:
+        release = _releases.decode(body) if body else _ReleaseBody()
+    except UNREADABLE:
+        return explain(body, DELAY_RULES, (), "is not a field of a release")
+    return round((release.delay or 0) * SECOND_US)
 
 
 def _not_json(error: Exception) -> Problem:

@@ -26,6 +26,7 @@ from proteus_shards.front.operations import PREFIXES, Ask, Parse, answer, enqueu
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
 from proteus_shards.front.routes import ROUTES, ROUTES_WITH_BODY
+from proteus_shards.front.tracing import traced
 
 View = Callable[[], Awaitable[Response]]
 
@@ -58,7 +59,7 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
             asked = once.enqueue_once(key, body, request.query_string, settings)
         else:
             asked = parse(body, request.query_string, settings)
-        return await respond(asked, router)
+        return await respond(traced(asked, request.headers.get("traceparent")), router)
 
     return view
 

@@ -48,6 +48,7 @@ from proteus_shards.core.commands import (
 from proteus_shards.core.commands_control import (
     Change,
     DropSchedule,
+    Fail,
     GetJob,
     GetQueue,
     ListJobs,
@@ -55,6 +56,7 @@ from proteus_shards.core.commands_control import (
     Purge,
     PutSchedule,
     Redrive,
+    Release,
     SetQueue,
 )
 from proteus_shards.core.model import name_fault
@@ -72,7 +74,7 @@ from proteus_shards.front.answers import (
 )
 from proteus_shards.front.batches import batch, enqueue_all, enqueue_lines, looks_like_lines
 from proteus_shards.front.errands import CompleteAndNext, Errand, NextOfSeveral
-from proteus_shards.front.job_bodies import raw_json, read_job
+from proteus_shards.front.job_bodies import raw_json, read_delay, read_failure, read_job
 from proteus_shards.front.queries import parse_query, read_integer, read_name, read_run_id, read_seconds
 
 DEAD_JOBS_DEFAULT = 100
@@ -87,6 +89,8 @@ QueueCommand: TypeAlias = (
     | Next
     | Heartbeat
     | Complete
+    | Fail
+    | Release
     | ListDead
     | GetQueue
     | SetQueue
@@ -200,6 +204,28 @@ def complete(_body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
     return Ask(Complete(queue, job_id, run_id), _show_completed)
 
 
+def fail(body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
+    """`POST /fail?queue=&job_id=&run_id=`: the body, if there is one, is an object with `error` and `delay`."""
+    run = _run(query)
+    if isinstance(run, Problem):
+        return run
+    failure = read_failure(body)
+    if isinstance(failure, Problem):
+        return failure
+    return Ask(Fail(*run, *failure), _show_accepted)
+
+
+def release(body: bytes, query: bytes, _settings: Settings) -> Ask | Problem:
+    """`POST /release?queue=&job_id=&run_id=`: the body, if there is one, is an object with `delay`."""
+    run = _run(query)
+    if isinstance(run, Problem):
+        return run
+    delay_us = read_delay(body)
+    if isinstance(delay_us, Problem):
+        return delay_us
+    return Ask(Release(*run, delay_us), _show_accepted)
+
+
 def dead(_body: bytes, query: bytes, settings: Settings) -> Ask | Problem:
     """`GET /dead?queue=&num_jobs=&after=`: a page of dead letters, oldest death first; `after` is the page before's `next`."""
     values = parse_query(query, ("queue", "num_jobs", "after"))
@@ -222,11 +248,13 @@ OPERATIONS: dict[tuple[str, str], Parse] = {
     ("GET", "/next"): next_job,
     ("PATCH", "/heartbeat"): heartbeat,
     ("DELETE", "/complete"): complete,
+    ("POST", "/fail"): fail,
+    ("POST", "/release"): release,
     ("GET", "/dead"): dead,
     ("POST", "/batch"): batch,
     ("POST", "/complete-and-next"): complete_and_next,
 }
-WITH_BODY: frozenset[Parse] = frozenset({enqueue, heartbeat, batch})
+WITH_BODY: frozenset[Parse] = frozenset({enqueue, heartbeat, fail, release, batch})
 PREFIXES = ("", "/v1")
 
 

@@ -11,23 +11,14 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards.core.commands_control import JobView, QueueView
-from proteus_shards.core.extras import NO_EXTRAS, Backoff
+from proteus_shards.core.extras import NO_EXTRAS
 from proteus_shards.core.model import SECOND_US
-from proteus_shards.front.answers import Answer, AttemptShown, history_shown, json_answer, write_run_id
+from proteus_shards.front.answers import Answer, AttemptShown, BackoffShown, backoff_shown, history_shown, json_answer, write_run_id
 from proteus_shards.front.instants import write_instant
 
 Unset: TypeAlias = msgspec.UnsetType
 
 _NO_SETTINGS = msgspec.Raw(b"{}")
-
-
-class BackoffShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A backoff of a job's own."""
-
-    seconds: float
-    factor: float
-    seconds_max: float
-    jitter: float
 
 
 class JobShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +92,7 @@ def job_shown(job: JobView) -> JobShown:
         key=_set(extras.key),
         priority=extras.priority or msgspec.UNSET,
         expires_at=_instant(extras.expires_at) or msgspec.UNSET,
-        backoff=msgspec.UNSET if extras.backoff is None else _backoff(extras.backoff),
+        backoff=msgspec.UNSET if extras.backoff is None else backoff_shown(extras.backoff),
         schedule=_set(extras.schedule),
         traceparent=_set(extras.trace),
         attempt=job.attempt,
@@ -145,12 +136,3 @@ def _set(text: str | None) -> str | Unset:
 
 def _instant(instant_us: int | None) -> str | None:
     return None if instant_us is None else write_instant(instant_us)
-
-
-def _backoff(backoff: Backoff) -> BackoffShown:
-    return BackoffShown(
-        seconds=backoff.first_us / SECOND_US,
-        factor=backoff.factor,
-        seconds_max=backoff.max_us / SECOND_US,
-        jitter=backoff.jitter,
-    )

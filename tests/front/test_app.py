@@ -30,6 +30,7 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.front import native
 from proteus_shards.front.app import make_app
@@ -87,7 +88,7 @@ async def test_each_call_reaches_the_shard_of_its_queue(prefix: str, front: Fron
     ]
 
     assert front.shard.commands == [
-        Enqueue("q", "j", 1, False, 0, b"null"),
+        Enqueue("q", "j", 1, False, RETRIES_OF_QUEUE, b"null"),
         Next("q"),
         Heartbeat("q", "j", None, b"[1]"),
         Complete("q", "j"),

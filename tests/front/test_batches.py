@@ -10,6 +10,8 @@ import pytest
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Next, Outcome, Reason, Refused
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
 from proteus_shards.front import batches, operations
 from proteus_shards.front.answers import Answer, Problem
 from proteus_shards.front.batches import FAILURES_SHOWN_MAX, Tally, looks_like_lines
@@ -59,7 +61,10 @@ def test_an_array_is_the_same_as_its_jobs_one_by_one(space: bytes) -> None:
     """In order, and with payloads to the byte."""
     batch = batch_of(space + array(job_body(id="1"), b'{"id":"2","queue":"r","timeout":1,"payload":{ "a":1.00}}') + space)
 
-    assert [Enqueue("q", "1", 30, False, 0, b"null"), Enqueue("r", "2", 1, False, 0, b'{ "a":1.00}')] == batch.items
+    assert [
+        Enqueue("q", "1", 30, False, RETRIES_OF_QUEUE, b"null"),
+        Enqueue("r", "2", 1, False, RETRIES_OF_QUEUE, b'{ "a":1.00}'),
+    ] == batch.items
     assert not batch.delivers
 
 
@@ -168,7 +173,9 @@ RUN: dict[str, object] = {"queue": "q", "job_id": "j"}
 @pytest.mark.parametrize(
     ("operation", "command"),
     [
-        (op("enqueue", job={"id": "j", "queue": "q", "timeout": 1}), Enqueue("q", "j", 1, False, 0, b"null")),
+        (op("enqueue", job={"id": "j", "queue": "q", "timeout": 1}), Enqueue("q", "j", 1, False, RETRIES_OF_QUEUE, b"null")),
+        (op("fail", **RUN, error="why", delay=2), Fail("q", "j", None, "why", 2_000_000)),
+        (op("release", **RUN, delay=0.5), Release("q", "j", None, 500_000)),
         (op("next", queue="q"), Next("q", 1)),
         (op("next", queue="q", num_jobs=10), Next("q", 10)),
         (op("heartbeat", **RUN), Heartbeat("q", "j")),
@@ -190,11 +197,13 @@ def test_an_operation_means_what_the_single_call_means(operation: bytes, command
         (b"1", "body", "must be a JSON object"),
         (b"[]", "body", "must be a JSON object"),
         (b"{}", "op", "is required"),
-        (b'{"op":null}', "op", "must be one of enqueue, heartbeat, complete, next"),
-        (b'{"op":"fail"}', "op", "must be one of enqueue, heartbeat, complete, next"),
+        (b'{"op":null}', "op", "must be one of enqueue, heartbeat, complete, fail, release, next"),
+        (b'{"op":"lose"}', "op", "must be one of enqueue, heartbeat, complete, fail, release, next"),
         (op("enqueue"), "job", "is required"),
         (op("enqueue", job=[]), "job", "must be a JSON object"),
-        (op("enqueue", job={"id": "j", "queue": "q"}), "timeout", "is required"),
+        (op("enqueue", job={"id": "j"}), "queue", "is required"),
+        (op("fail", **RUN, delay="1"), "delay", "must be a number of seconds from 0 to 3.16224e+07"),
+        (op("release", **RUN, error="why"), "error", "is not a field of the operation release"),
         (op("enqueue", job={}, queue="q"), "queue", "is not a field of the operation enqueue"),
         (op("next"), "queue", "is required"),
         (op("next", queue=""), "queue", "must not be empty"),

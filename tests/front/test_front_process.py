@@ -17,6 +17,7 @@ import trio
 
 from proteus_shards.config import Beat, Failed, FrontBoot, Ready, Settings, socket_path
 from proteus_shards.core.commands import Cancel, Delivered, Enqueue, Next, Undeliver
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
 from tests.front.fake_shard import PATIENCE_SECONDS, FakeShard, delivery, obliging
 
 SETTINGS = Settings(shards=1, log_format="json")
@@ -132,7 +133,7 @@ async def test_a_front_carries_requests_to_its_shard(tmp_path: Path) -> None:
         await client.send_all(ENQUEUE)
 
         assert await status_of(client) == 202
-        assert shard.commands == [Enqueue("q", "j", 1, False, 0, b"null")]
+        assert shard.commands == [Enqueue("q", "j", 1, False, RETRIES_OF_QUEUE, b"null")]
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "lifeline"])
@@ -158,7 +159,7 @@ async def test_a_front_drains(how: str, tmp_path: Path) -> None:
         assert [command for _, command in await shard.wait_command(Cancel)] == [Cancel(poll)]
         await shard.reply((poll, Delivered([delivery()])))
         await shard.wait_command(Undeliver)
-        outcome = obliging(Enqueue("q", "j", 1, False, 0, b"null"))
+        outcome = obliging(Enqueue("q", "j", 1, False, RETRIES_OF_QUEUE, b"null"))
         assert outcome is not None
         await shard.reply((enqueue, outcome))
         assert await status_of(busy) == 202

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from proteus_shards.config import Settings
 from proteus_shards.core.commands import (
     Complete,
     Enqueue,
@@ -11,9 +12,16 @@ from proteus_shards.core.commands import (
     ListDead,
     Next,
 )
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE, Options
+from proteus_shards.core.extras import Backoff
 from proteus_shards.front import operations
-from proteus_shards.front.operations import Parse
+from proteus_shards.front.answers import Problem
+from proteus_shards.front.job_bodies import BACKOFF
+from proteus_shards.front.operations import Ask, Parse
 from tests.front.asking import RUN, RUN_ID, command_of, job_body, problem_of
+
+SETTINGS = Settings(shards=1)
 
 # --- enqueue ---------------------------------------------------------------------------------------------------
 
@@ -32,10 +40,72 @@ def test_a_job_with_all_its_fields_becomes_an_enqueue() -> None:
 
 def test_a_job_has_defaults() -> None:
     """No payload is null, and what is null is not set."""
-    plain = Enqueue("q", "j", 30, False, 0, b"null", None, None)
+    plain = Enqueue("q", "j", 30, False, RETRIES_OF_QUEUE, b"null", None, None)
 
     assert command_of(operations.enqueue, job_body()) == plain
     assert command_of(operations.enqueue, job_body(payload=None, state=None, run_at=None)) == plain
+
+
+def test_what_is_left_to_the_queue_is_for_its_shard_to_say() -> None:
+    """The front does not know the settings of a queue."""
+    asked = operations.enqueue(b'{"id":"j","queue":"q"}', b"", SETTINGS)
+
+    assert isinstance(asked, operations.Ask)
+    assert asked.command == Enqueue("q", "j", TIMEOUT_OF_QUEUE, False, RETRIES_OF_QUEUE, b"null")
+
+
+def test_a_job_has_options() -> None:
+    """Durations are seconds; what is not set is not there."""
+    backoff = {"seconds": 0.5, "factor": 2, "seconds_max": 60, "jitter": 0.1}
+
+    command = command_of(operations.enqueue, job_body(key="k", priority=-3, ttl=1.5, backoff=backoff))
+
+    assert isinstance(command, Enqueue)
+    assert command.options == Options("k", -3, 1_500_000, Backoff(500_000, 2.0, 60_000_000, 0.1))
+    assert command_of(operations.enqueue, job_body(key=None, priority=0, ttl=None, backoff=None)) == command_of(
+        operations.enqueue, job_body()
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "failed", "released"),
+    [
+        (b"", (None, None), 0),
+        (b"{}", (None, None), 0),
+        (b'{"delay":0.25}', (None, 250_000), 250_000),
+        (b'{"delay":null}', (None, None), 0),
+    ],
+)
+def test_a_run_can_fail_and_be_released(body: bytes, failed: tuple[str | None, int | None], released: int) -> None:
+    """With a delay or without."""
+    assert Ask(Fail("q", "j", None, *failed), operations._show_accepted) == operations.fail(body, b"queue=q&job_id=j", SETTINGS)
+    assert Ask(Release("q", "j", None, released), operations._show_accepted) == operations.release(body, b"queue=q&job_id=j", SETTINGS)
+
+
+def test_of_a_long_error_the_beginning_is_kept() -> None:
+    """Nobody's failure is refused because too much is said of it."""
+    asked = operations.fail(b'{"error":"%s"}' % (b"x" * 5000), b"queue=q&job_id=j", SETTINGS)
+
+    assert isinstance(asked, operations.Ask)
+    assert asked.command == Fail("q", "j", None, "x" * 4096)
+
+
+@pytest.mark.parametrize(
+    ("parse", "body", "field", "rule"),
+    [
+        (operations.fail, b'{"error":1}', "error", "must be a string"),
+        (operations.fail, b'{"delay":-1}', "delay", "must be a number of seconds from 0 to 3.16224e+07"),
+        (operations.fail, b'{"why":1}', "why", "is not a field of a failure"),
+        (operations.release, b'{"error":"x"}', "error", "is not a field of a release"),
+        (operations.release, b"[]", "body", "must be a JSON object"),
+    ],
+)
+def test_a_wrong_failure_names_its_field(parse: Parse, body: bytes, field: str, rule: str) -> None:
+    """As everywhere."""
+    problem = parse(body, b"queue=q&job_id=j", SETTINGS)
+
+    assert isinstance(problem, Problem)
+    assert (problem.field, problem.detail) == (field, f"{field}: {rule}")
 
 
 @pytest.mark.parametrize(("field", "low", "high"), [("timeout", 0, 2**31 - 1), ("max_retries", -(2**31), 2**31 - 1)])
@@ -72,14 +142,18 @@ def test_names_have_a_rule(field: str) -> None:
     [
         ({"id": ...}, "id", "is required"),
         ({"queue": ...}, "queue", "is required"),
-        ({"timeout": ...}, "timeout", "is required"),
         ({"persist_data": 1}, "persist_data", "must be true or false"),
         ({"persist_data": "true"}, "persist_data", "must be true or false"),
         ({"persist_data": None}, "persist_data", "must be true or false"),
         ({"run_at": 1}, "run_at", "must be an RFC 3339 time with an offset, such as 2030-01-31T09:30:00Z"),
         ({"run_at": "tomorrow"}, "run_at", "must be an RFC 3339 time with an offset, such as 2030-01-31T09:30:00Z"),
         ({"run_at": "2030-01-31T09:30:00"}, "run_at", "must be an RFC 3339 time with an offset, such as 2030-01-31T09:30:00Z"),
-        ({"priority": 1}, "priority", "is not a field of a job"),
+        ({"weight": 1}, "weight", "is not a field of a job"),
+        ({"key": ""}, "key", "must not be empty"),
+        ({"key": 1}, "key", "must be a string"),
+        ({"priority": 2**31}, "priority", f"must be an integer from {1 - 2**31} to {2**31 - 1}"),
+        ({"ttl": -1}, "ttl", "must be a number of seconds from 0 to 3.16224e+07"),
+        ({"backoff": {"factor": 2}}, "backoff", BACKOFF),
         ({"Timeout": 1}, "Timeout", "is not a field of a job"),
         ({"": 1}, "", "is not a field of a job"),
         ({"x" * 5000: 1}, "x" * 64 + "…", "is not a field of a job"),
