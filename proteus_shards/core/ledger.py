@@ -122,6 +122,12 @@ class Ledger:
         self._touched[job] = self._touched.get(job, 0) | (STATE_SET if state_set else 0) | (EXTRAS_SET if extras_set else 0)
         self._bytes += size
 
+    def succeed(self, job: Job, heir: Job) -> None:
+        """Note that another job has taken over the row of one."""
+        parts = self._touched.pop(job, None)
+        if parts is not None:
+            self._touched[heir] = parts
+
     def write_record(self, key: RecordKey, value: bytes | None) -> None:
         """Note what a record shall be; None: gone."""
         self._records[key] = value

@@ -237,8 +237,9 @@ class Recurring(Upkeep):
         if missed:
             self._note_later(queue, Note("missed", schedule.queue, "", 0, persist=False, count=missed))
         self._enqueue(None, command)
-        job = queue.jobs[job_id]
-        job.extras = msgspec.structs.replace(job.extras or NO_EXTRAS, schedule=schedule.name)
+        job = queue.jobs.get(job_id)  # one with a ttl of 0 may be dead already
+        if job is not None:
+            job.extras = msgspec.structs.replace(job.extras or NO_EXTRAS, schedule=schedule.name)
         return True
 
     def _pass_over(self, schedule: Schedule, until: int, missed: int) -> None:

@@ -8,7 +8,7 @@ original order, with its payload, last state and the history of its attempts. It
 that it had no longer counts. In another queue it is a new job at the end, with all but its place. One whose id is live again stays dead.
 
 **Another time means another place.** A job that is rescheduled, or promoted, stands where it would if it had been enqueued now, for that
-time: it gets a new row in place of the old one. Another priority leaves it where it is among those of the same priority.
+time: it gets a new row in place of the old one. Another priority leaves it where it is among those of that priority, and of its key.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _WAITING = frozenset({State.SCHEDULED, State.BACKING_OFF, State.READY, State.BLO
 class Upkeep(Control):
     """The queues of one shard, and what operators do to their jobs."""
 
+    _reserved: dict[tuple[str, str], str]  # ids that a step over several shards is about to add; see `spans`
+
     def _upkeep_handlers(self) -> dict[type, Callable[[Key | None, Any], None]]:
         return {
             Purge: lambda key, command: self._scan(key, self._purge(key, command)),
@@ -59,14 +61,15 @@ class Upkeep(Control):
             return
         count = min(command.count, CHANGES_MAX)
         states = frozenset(command.states) or _WAITING
+        ids = None if command.ids is None else frozenset(command.ids)
         picked: list[Job] = []
-        for number, portion in enumerate(self._purgeable(queue, states, command.ids)):
+        for number, portion in enumerate(self._purgeable(queue, states, ids)):
             if number:
                 yield
-            picked += [job for job in portion if self._is_purged(job, states, command)]
+            picked += [job for job in portion if self._is_purged(job, states, ids, command.key)]
             if len(picked) > count:
                 break
-        picked = [job for job in picked if self._is_purged(job, states, command)]
+        picked = [job for job in picked if self._is_purged(job, states, ids, command.key)]
         chosen = self._fitting(picked[:count])
         if self.away and any(job.persist for job in chosen):
             self._answer(queue, key, AWAY)
@@ -81,20 +84,20 @@ class Upkeep(Control):
         self._match(queue)
         self._forget_if_empty(queue)
 
-    def _purgeable(self, queue: Queue, states: frozenset[str], ids: list[str] | None) -> Iterator[Sequence[Job]]:
+    def _purgeable(self, queue: Queue, states: frozenset[str], ids: frozenset[str] | None) -> Iterator[Sequence[Job]]:
         """Yield, in portions, the jobs among which those to be removed are, in order of acceptance; dead ones in order of death."""
         if states - {State.DEAD}:
             if ids is None:
                 yield from portions(queue.jobs.values())
             else:
-                yield [queue.jobs[job_id] for job_id in ids if job_id in queue.jobs]
+                yield [job for job_id in ids if (job := queue.jobs.get(job_id)) is not None]
         if State.DEAD in states:
             yield from portions(queue.dead.values())
 
-    def _is_purged(self, job: Job, states: frozenset[str], command: Purge) -> bool:
-        if job.status is GONE or (command.ids is not None and job.id not in command.ids):
+    def _is_purged(self, job: Job, states: frozenset[str], ids: frozenset[str] | None, ordering_key: str | None) -> bool:
+        if job.status is GONE or (ids is not None and job.id not in ids):
             return False
-        if command.key is not None and (job.extras is None or job.extras.key != command.key):
+        if ordering_key is not None and (job.extras is None or job.extras.key != ordering_key):
             return False
         return self.state_of(job) in states
 
@@ -106,13 +109,14 @@ class Upkeep(Control):
             self._emit(key, Counted(0))
             return
         count = min(command.count, CHANGES_MAX)
+        ids = None if command.ids is None else frozenset(command.ids)
         picked: list[Job] = []
         for number, portion in enumerate(portions(queue.dead.values())):
             if number:
                 yield
-            fitting = (job for job in portion if _is_redriven(job, command))
+            fitting = (job for job in portion if _is_redriven(job, command, ids))
             picked = nsmallest(count + 1, chain(picked, fitting), key=lambda job: job.seq)
-        picked = [job for job in picked if _is_redriven(job, command)]
+        picked = [job for job in picked if _is_redriven(job, command, ids)]
         target = queue
         if command.to is not None and command.to != command.queue:
             found = self.queues.get(command.to)
@@ -137,7 +141,8 @@ class Upkeep(Control):
         """Redrive dead letters. Returns how many were, and how many were looked at; None: the first that could be has been refused, and that was answered."""
         done = 0
         for place, job in enumerate(chosen):
-            if job.id in target.jobs or (target.name, job.id) in self._doubt:
+            taken = (target.name, job.id)
+            if job.id in target.jobs or taken in self._doubt or taken in self._reserved:
                 continue
             refusal = AWAY if job.persist and self.away else self._has_no_room(target)
             if refusal is not None:
@@ -163,12 +168,12 @@ class Upkeep(Control):
 
     def _revive(self, queue: Queue, job: Job) -> None:
         image = image_of(job)
-        scheduled = job.run_at is not None and job.run_at > self._wall
         job.attempt = 0
         job.reason = None
         job.updated_at = self._clock
         if job.extras is not None:
             job.extras = msgspec.structs.replace(job.extras, expires_at=None, not_before=None)
+        scheduled = self._due_status(job.run_at, job.extras, READY) is SCHEDULED
         queue.place(job, TRANSITIONS[Verb.REDRIVE_LATER if scheduled else Verb.REDRIVE][job.status])
         self._arm(queue, job)
         self._settle(queue, None, DONE, job, image, write=job.persist, extras_set=job.extras is not None)
@@ -215,6 +220,9 @@ class Upkeep(Control):
         if extras is job.extras and command.run_at_us is None:
             self._answer(queue, key, DONE)
             return
+        if command.run_at_us is None:
+            self._reprioritize(queue, key, job, extras)
+            return
         if self._bounded and job.persist:
             self._ledger.make_room(2, 2 * answer_bytes(job) + 64)
         image = image_of(job)
@@ -223,6 +231,26 @@ class Upkeep(Control):
         self._settle(queue, None, DONE, job, image, write=job.persist)
         self._settle_new(queue, job, ready_at, run_at, job.attempt, extras)
         self._answer(queue, key, DONE)
+        self._match(queue)
+
+    def _reprioritize(self, queue: Queue, key: Key | None, job: Job, extras: Extras | None) -> None:
+        """Put another job in place of one, with the same row and order key: in no line may the priority of a job change."""
+        self._make_room(job, 64)
+        image = image_of(job)
+        status = job.status
+        changed: dict[str, Any] = {"status": GONE, "returned": False, "timed": False, "blocked": False, "filed": 0}
+        new = msgspec.structs.replace(job, extras=extras, updated_at=self._clock, **changed)
+        queue.place(job, GONE)
+        queue.place(new, status)
+        self._arm(queue, new)
+        if job.persist:
+            self._ledger.succeed(job, new)
+            self._touch(new, extras_set=True)
+        if job.persist or queue.pending:
+            self._ledger.log(queue, None, None, job, image)
+            self._ledger.log(queue, key, DONE, new, None)
+        else:
+            self._emit(key, DONE)
         self._match(queue)
 
     # --- parts -------------------------------------------------------------------------------------------------
@@ -280,10 +308,10 @@ class Upkeep(Control):
             self._note(note)
 
 
-def _is_redriven(job: Job, command: Redrive) -> bool:
+def _is_redriven(job: Job, command: Redrive, ids: frozenset[str] | None) -> bool:
     if job.status is not DEAD or job.seq <= command.after:
         return False
-    if command.ids is not None and job.id not in command.ids:
+    if ids is not None and job.id not in ids:
         return False
     if command.key is not None and (job.extras is None or job.extras.key != command.key):
         return False

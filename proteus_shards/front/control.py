@@ -224,6 +224,8 @@ def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Probl
     if chosen.ids is not None and len(chosen.ids) > settings.batch_jobs_max:
         detail = f"ids: must hold at most {settings.batch_jobs_max}, not {len(chosen.ids)} (batch_jobs_max)"
         return Problem(status=413, detail=detail, field="ids")
+    if chosen.key is not None and (wrong := name_fault(chosen.key)) is not None:
+        return fault("key", wrong)
     command = Redrive(queue, chosen.ids, chosen.key, chosen.reason, to)
     return InPortions(command, lambda counted: msgspec.structs.replace(command, after=counted.after))
 

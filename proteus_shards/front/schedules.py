@@ -26,7 +26,7 @@ from proteus_shards.front.queries import parse_query, read_name
 
 AFTER_LENGTH_MAX = 2048  # of a cursor: a queue and a name
 _APART = "\n"
-_GIVEN = {"id": "its name and the time are it", "queue": "it is that of the schedule", "run_at": "the schedule says when"}
+GIVEN = {"id": "its name and the time are it", "queue": "it is that of the schedule", "run_at": "the schedule says when"}
 
 
 class ScheduleShown(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -47,7 +47,7 @@ class ScheduleShown(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     missed_times: int
 
 
-class _Page(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class _SchedulePage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     schedules: list[ScheduleShown]
     next: str | None
     shards_away: list[int] | msgspec.UnsetType = msgspec.UNSET
@@ -114,7 +114,7 @@ def _read_job(text: bytes, queue: str, name: str) -> Enqueue | Problem:
     members = members_of(text)
     if isinstance(members, Problem):
         return fault("job", "must be an object")
-    for field, why in _GIVEN.items():
+    for field, why in GIVEN.items():
         if field in members:
             return fault(f"job.{field}", f"must not be given: {why}")
     job = read_job(msgspec.json.encode({**members, "id": name, "queue": queue}))
@@ -143,7 +143,9 @@ def _show(outcomes: Sequence[Outcome], away: list[int], limit: int) -> Answer:
     ends = [page.next for page in pages if page.next is not None]
     found = sorted((_place(each), each) for page in pages for each in page.schedules if not ends or _place(each) <= min(ends))
     following = found[limit - 1][0] if len(found) > limit else min(ends, default=None)
-    return json_answer(_Page(schedules=[_shown(each) for _, each in found[:limit]], next=following, shards_away=away or msgspec.UNSET))
+    return json_answer(
+        _SchedulePage(schedules=[_shown(each) for _, each in found[:limit]], next=following, shards_away=away or msgspec.UNSET)
+    )
 
 
 def _place(schedule: ScheduleView) -> str:
@@ -156,6 +158,9 @@ def _show_schedule(outcome: Outcome) -> Answer:
 
 
 def _show_changed(items: Sequence[Item], outcomes: list[Outcome]) -> Answer:
+    forbidden = next((item for item in items if isinstance(item, Problem)), None)
+    if forbidden is not None:
+        return forbidden.answer()
     changed, shown = outcomes
     refused = changed if isinstance(changed, Refused) else shown
     if not isinstance(refused, Refused):

@@ -17,6 +17,7 @@ import trustme
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Done, ListDead, Listed, Next, Outcome
 from proteus_shards.core.commands_control import (
+    Counted,
     FindJobs,
     GetJob,
     GetQueue,
@@ -24,8 +25,13 @@ from proteus_shards.core.commands_control import (
     JobView,
     ListJobs,
     ListQueues,
+    ListSchedules,
+    Purge,
     Queues,
     QueueView,
+    Redrive,
+    Schedules,
+    ScheduleView,
     SetQueue,
 )
 from proteus_shards.errors import SettingError
@@ -54,12 +60,16 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v2/queues/jobs"): [RELAY_JOB, RELAY_JOB],
     ("PUT", RUN): [RELAY_JOB],
     ("PATCH", "/queue"): {},
+    ("PATCH", "/job"): {"priority": 1},
+    ("PUT", "/schedule"): {"every": 60, "job": {"timeout": 1}},
     ("POST", "/enqueue"): JOB,
     ("POST", "/batch"): [{"op": "next", "queue": "q"}],
 }
 QUERIES = {"/enqueue": "", "/batch": "", "/queues": "limit=1", "/find": "job_id=a"}
-QUERIES |= dict.fromkeys(("/next", "/dead", "/queue", "/jobs", "/pause", "/resume"), "queue=q")
+QUERIES |= dict.fromkeys(("/next", "/dead", "/queue", "/jobs", "/pause", "/resume", "/purge", "/redrive", "/schedules"), "queue=q")
+QUERIES["/schedule"] = "queue=q&name=a"
 JOB_VIEW = JobView("q", "a", 1, "ready", 1, False, 0, b"1", None, None, 0, None, None, None, 0, 0, None)
+SCHEDULE_VIEW = ScheduleView("q", "a", b'{"every":60,"job":{}}', None)
 QUEUE_VIEW = QueueView("q", 0, 0, 0, 0, 0, 0, 0, 0, False)
 
 
@@ -71,6 +81,10 @@ def answering(command: Command) -> Outcome | None:
         return Jobs([JOB_VIEW])
     if isinstance(command, GetQueue | ListQueues):
         return Queues([QUEUE_VIEW])
+    if isinstance(command, Purge | Redrive):
+        return Counted(1)
+    if isinstance(command, ListSchedules):
+        return Schedules([SCHEDULE_VIEW])
     return Done() if isinstance(command, SetQueue) else obliging(command)
 
 
