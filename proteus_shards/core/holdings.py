@@ -264,7 +264,7 @@ class Holdings:
     def _order_dead(self, queues: Iterable[Queue]) -> None:
         """Put dead letters of queues in the order of their deaths."""
         for queue in queues:
-            for job in sorted(queue.dead.values(), key=lambda job: job.updated_at):
+            for job in sorted(queue.dead.values(), key=lambda job: (job.updated_at, job.seq)):
                 queue.dead.move_to_end(job.seq)
             self._file_dead(queue)
 

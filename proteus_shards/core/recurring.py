@@ -203,19 +203,20 @@ class Recurring(Upkeep):
         """Make the jobs of the times that have passed, or count them as missed."""
         times: list[int] = []
         at = self._next_time(schedule)
-        while at is not None and at <= self._wall and len(times) < TIMES_MAX:
+        while at is not None and at <= self._wall:
             times.append(at)
+            if len(times) == TIMES_MAX:
+                at = max(at, self._wall - GRACE_US)  # what is between is passed over
             at = self._calendar.next_after(schedule.definition, at)
         if times:
             missed = schedule.definition.missed
             last = times[-1:] if missed != "skip" or self._wall - times[-1] <= GRACE_US else []
             firing = times[-FIRED_MAX:] if missed == "all" else last
-            until = self._wall if at is not None and at <= self._wall else times[-1]
             lost = len(times) - len(firing)
             for time in firing:
                 lost = 0 if self._fire(schedule, time, lost) else lost + 1
-            if lost or until != schedule.kept.since:
-                self._pass_over(schedule, until, lost)
+            if lost or times[-1] != schedule.kept.since:
+                self._pass_over(schedule, times[-1], lost)
         self._file_schedule(schedule)
 
     def _fire(self, schedule: Schedule, at: int, missed: int) -> bool:

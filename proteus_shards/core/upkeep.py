@@ -27,7 +27,7 @@ from proteus_shards.core.holdings import Key, answer_bytes
 from proteus_shards.core.ledger import Note, footprint, image_of
 from proteus_shards.core.model import TIME_US_MAX, Job
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb
-from proteus_shards.core.views import portions
+from proteus_shards.core.views import LOOK_MAX, portions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +63,11 @@ class Upkeep(Control):
         states = frozenset(command.states) or _WAITING
         ids = None if command.ids is None else frozenset(command.ids)
         picked: list[Job] = []
-        for number, portion in enumerate(self._purgeable(queue, states, ids)):
-            if number:
+        looked = 0
+        for portion in self._purgeable(queue, states, ids):
+            looked += len(portion)
+            if looked > LOOK_MAX:
+                looked = 0
                 yield
             picked += [job for job in portion if self._is_purged(job, states, ids, command.key)]
             if len(picked) > count:

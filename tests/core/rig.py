@@ -97,6 +97,10 @@ class FakeStore:
         """Return all rows, in the order in which a shard wants them."""
         return sorted([*self.rows.values(), *self.damaged], key=lambda row: (row.ready_at, row.seq))
 
+    def read_records(self, keys: Iterable[RecordKey]) -> dict[RecordKey, bytes]:
+        """Return those of some records that exist."""
+        return {key: self.records[key] for key in keys if key in self.records}
+
     def read(self, keys: Iterable[RowKey]) -> dict[RowKey, Row]:
         """Return those of some rows that exist."""
         return {key: self.rows[key] for key in keys if key in self.rows}
