@@ -12,10 +12,12 @@ from proteus_shards.core.commands_jobs import Enqueue, Mode
 
 
 class Begin(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=33):
-    """Open a step at its home, the shard that will decide it. Answers `Done`, or FULL."""
+    """Open a step at its home, the shard that will decide it. Answers `Done`, FULL, or NOT_FOUND where the run that it is to end is over already."""
 
     queue: str
     step: bytes
+    id: str = ""
+    run_id: bytes | None = None
 
 
 class Prepare(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=34):

@@ -112,6 +112,9 @@ class Spans(Steps):
         if len(self._begun) + len(self._decisions) >= STEPS_MAX:
             self._emit(key, Refused(Reason.FULL, f"{STEPS_MAX} steps over several shards are under way"))
             return
+        if command.run_id is not None and isinstance(over := self._run_of(command.queue, command.id, command.run_id), Refused):
+            self._answer(self.queues.get(command.queue), key, over)
+            return
         self._begun[command.step] = self._now
         self._emit(key, Done())
 

@@ -204,8 +204,6 @@ class _Gate:
                 await self._app(scope, receive, send)
             if full.cancelled_caught and not exchange.begun:
                 await _send(send, too_many_unfinished().answer())
-        elif any(name == b"idempotency-key" for name, _ in scope["headers"]):
-            await _send(send, not_for_lines().answer())
         elif not exchange.take_body(HELD_BYTES_MAX):
             await _send(send, too_many_unfinished().answer())
         else:
@@ -251,6 +249,8 @@ def _broken_rule(scope: Any, target: str | None, settings: Settings) -> Problem 
         return _NOTHING_HERE
     if (wrong := foreign(scope["method"], target, scope["headers"])) is not None:
         return wrong
+    if b"idempotency-key" in names and comes_in_lines(scope, target):
+        return not_for_lines()
     if GRANT_KEY in scope and comes_in_lines(scope, target):  # Quart does not see it
         return _refused(scope, target)
     return None

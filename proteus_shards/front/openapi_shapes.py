@@ -108,7 +108,7 @@ def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
         "Released": schemas.of(_Released),
         "ScheduleBody": schemas.of(Definition),
         "Schedule": schemas.of(schedules.ScheduleShown),
-        "Schedules": schemas.of(schedules._Page),  # noqa: SLF001
+        "Schedules": schemas.of(schedules._SchedulePage),  # noqa: SLF001
         "Health": schemas.of(_Health),
         "Ready": schemas.of(_Ready),
     }

@@ -60,7 +60,7 @@ TYPE_NAMES = {
     "_Chosen": "JobChoice",
     "Definition": "ScheduleDefinition",
     "ScheduleShown": "Schedule",
-    "_Page": "Schedules",
+    "_SchedulePage": "Schedules",
 }
 
 MEANINGS: dict[str, str] = {

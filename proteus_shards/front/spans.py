@@ -107,7 +107,8 @@ class Span:
             self._ask(self._alone(), partial(self._tell, self._own))
             return
         self._step = os.urandom(16)
-        self._ask(Begin(self._home, self._step), self._take_begun)
+        run = self._run
+        self._ask(Begin(self._home, self._step, *((run.id, run.run_id) if run is not None else ())), self._take_begun)
 
     def abandon(self, number: int = 0) -> None:
         """See `errands.Errand`. It has its effect all the same."""
