@@ -221,6 +221,8 @@ def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Probl
             chosen = _chosen.decode(body)
         except UNREADABLE:
             return explain(body, _CHOSEN_RULES, (), "is not a field of a redrive (there are: ids, key, reason)")
+    if chosen.key is not None and (wrong := name_fault(chosen.key)) is not None:
+        return fault("key", wrong)
     if chosen.ids is not None and len(chosen.ids) > settings.batch_jobs_max:
         detail = f"ids: must hold at most {settings.batch_jobs_max}, not {len(chosen.ids)} (batch_jobs_max)"
         return Problem(status=413, detail=detail, field="ids")
