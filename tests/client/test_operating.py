@@ -61,3 +61,59 @@ def test_a_queue_is_paused_and_resumed(client: Client, queue: str) -> None:
 def test_a_server_says_what_it_is(client: Client) -> None:
     """Its health is there without a shard."""
     assert ("ok", "memory") == (client.health()["status"], client.health()["store"])
+
+
+def let_die(client: Client, queue: str, count: int) -> None:
+    """Leave dead letters in a queue."""
+    for number in range(count):
+        client.enqueue(queue, number, id=str(number), timeout=0)
+        assert client.next(queue, wait=20) is not None
+    while client.get_queue(queue).dead < count:
+        assert client.next(queue, wait=0.05) is None
+
+
+def test_dead_letters_are_redriven_in_their_order_and_removed(client: Client, queue: str) -> None:
+    """Some by their ids, the others too."""
+    let_die(client, queue, 4)
+
+    assert 2 == client.redrive(queue, ids=["1", "3"])
+    assert ["0", "2"] == [letter.id for letter in client.each_dead(queue)]
+    assert 2 == client.purge(queue, state="dead")
+    assert [] == client.dead(queue).items
+    assert ["1", "3"] == [job.id for job in client.next_many(queue, 10)]
+
+
+def test_what_waits_is_purged(client: Client, queue: str) -> None:
+    """And nothing else, where nothing else is asked for."""
+    client.enqueue_many(NewJob(id=str(number), queue=queue, timeout=30) for number in range(5))
+    running = client.next(queue)
+
+    assert running is not None
+    assert 4 == client.purge(queue)
+    client.complete(running)
+
+
+def test_a_job_is_changed_and_removed(client: Client, queue: str) -> None:
+    """One that was scheduled is promoted; one that is removed is gone."""
+    client.enqueue(queue, id="1", timeout=30, run_at="2099-01-01T00:00:00Z")
+    assert "scheduled" == client.get_job(queue, "1").state_name
+    client.change_job(queue, "1", run_at=None)
+    assert "ready" == client.get_job(queue, "1").state_name
+    client.delete_job(queue, "1")
+
+    with pytest.raises(NotFound):
+        client.get_job(queue, "1")
+
+
+def test_recurring_jobs_are_made_listed_and_removed(client: Client, queue: str) -> None:
+    """By cron or by interval."""
+    made = client.put_schedule(queue, "nightly", {"timeout": 30}, cron="0 3 * * *", timezone="Europe/Berlin")
+    client.put_schedule(queue, "often", {"timeout": 30, "payload": [1]}, every=3600, overlap="skip")
+
+    assert ("0 3 * * *", "Europe/Berlin", {"timeout": 30}) == (made.cron, made.timezone, made.job)
+    assert made.next_at is not None
+    assert ["nightly", "often"] == [schedule.name for schedule in client.each_schedule(queue, limit=1)]
+    assert (3600, "skip") == (client.get_schedule(queue, "often").every, client.get_schedule(queue, "often").overlap)
+    client.delete_schedule(queue, "often")
+    with pytest.raises(NotFound):
+        client.get_schedule(queue, "often")

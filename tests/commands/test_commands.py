@@ -218,3 +218,25 @@ def test_work_runs_a_function_until_it_is_told_to_end(
 def test_a_handler_that_is_none_is_refused_with_2(handler: str, command: RunCommand) -> None:
     """Before any job is fetched."""
     assert 2 == command("work", handler, "--queue", "q").code
+
+
+def test_dead_letters_are_listed_redriven_and_purged(command: RunCommand, client: Client, queue: str) -> None:
+    """Each says how many."""
+    for number in range(3):
+        client.enqueue(queue, id=str(number), timeout=0)
+        assert client.next(queue, wait=20) is not None
+    eventually(lambda: client.get_queue(queue).dead == 3)
+    listed = command("dead", "list", queue)
+
+    assert ["id", "0", "1", "2"] == [line.split()[0] for line in listed.out.splitlines()]
+    assert {"queue": queue, "redriven": 1} == command("dead", "redrive", queue, "--id", "1", "--json").json()
+    assert (0, "2 removed\n", "") == command("dead", "purge", queue)
+    assert ["1"] == [job.id for job in client.next_many(queue, 5)]
+
+
+def test_a_queue_is_purged(command: RunCommand, client: Client, queue: str) -> None:
+    """Of what waits, where nothing else is said."""
+    client.enqueue_many(NewJob(id=str(number), queue=queue, timeout=30) for number in range(3))
+
+    assert (0, "3 removed\n", "") == command("purge", queue)
+    assert client.next(queue) is None
