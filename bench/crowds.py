@@ -36,7 +36,7 @@ import msgspec
 import psutil
 
 BURST = 8
-POOL = 2000
+POOL = 1000
 HOST = b"Host: here\r\n"
 POST = b"POST /enqueue HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n%s"
 CLOSED = 64  # connections of the closed loop
@@ -100,9 +100,13 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(sum(sum(child.cpu_times()[:2]) for child in process.children()))
 
 
-def job(number: int, payload: str = "") -> bytes:
+def job(number: int, payload: str = "", *, kept: bool = False) -> bytes:
     """Return the enqueue of a job."""
-    body = b'{"id":"%d","queue":"q","timeout":30,"payload":"%s"}' % (number, payload.encode())
+    body = b'{"id":"%d","queue":"q","timeout":30,"persist_data":%s,"payload":"%s"}' % (
+        number,
+        b"true" if kept else b"false",
+        payload.encode(),
+    )
     return POST % (len(body), body)
 
 
@@ -227,18 +231,21 @@ def crowd(kind: str, count: int, seconds: float) -> dict[str, float]:
             }
 
 
-def offer(port: int, seconds: float, rate: float | None, first: int) -> Load:
+def offer(port: int, seconds: float, rate: float | None, first: int, *, kept: bool = False) -> Load:
     """Offer bursts at a rate, or, without one, as a closed loop of `CLOSED` connections."""
     load = Load()
     selector = selectors.DefaultSelector()
     idle: list[socket.socket] = []
-    opened = number = 0
+    number = 0
     waiting: dict[socket.socket, tuple[float, bytes]] = {}
+    for _ in range(POOL if rate is not None else CLOSED):
+        idle.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+        selector.register(idle[-1], selectors.EVENT_READ)
     began = time.monotonic()
 
     def send(sock: socket.socket) -> None:
         nonlocal number
-        sock.send(b"".join(job(first + number + each) for each in range(BURST)))
+        sock.send(b"".join(job(first + number + each, kept=kept) for each in range(BURST)))
         number += BURST
         waiting[sock] = (time.monotonic(), b"")
 
@@ -264,11 +271,6 @@ def offer(port: int, seconds: float, rate: float | None, first: int) -> Load:
             load.offered += BURST
             if idle:
                 send(idle.pop())
-            elif opened < POOL:
-                sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-                opened += 1
-                selector.register(sock, selectors.EVENT_READ)
-                send(sock)
             else:
                 load.unsent += BURST
         for key, _ in selector.select(0.001):
@@ -282,15 +284,15 @@ def offer(port: int, seconds: float, rate: float | None, first: int) -> Load:
     return load
 
 
-def overload(seconds: float, *options: str) -> dict[str, float]:
+def overload(seconds: float, *options: str, kept: bool = False) -> dict[str, float]:
     """Return what three times the capacity does to goodput, latency and memory."""
     with server(*options) as (port, process):
-        offer(port, 1.0, None, 0)
-        capacity = offer(port, seconds, None, 10**8)
+        offer(port, 1.0, None, 0, kept=kept)
+        capacity = offer(port, seconds, None, 10**8, kept=kept)
         rate = 3 * capacity.goodput
-        offer(port, 1.0, rate, 2 * 10**8)
+        offer(port, 1.0, rate, 2 * 10**8, kept=kept)
         memory = resident_mib(process)
-        load = offer(port, seconds, rate, 3 * 10**8)
+        load = offer(port, seconds, rate, 3 * 10**8, kept=kept)
         per_job = (resident_mib(process) - memory) * 2**20 / max(1, load.statuses["202"])
         return {
             "capacity_per_second": capacity.goodput,
@@ -314,7 +316,7 @@ def main() -> int:
     parser.add_argument(
         "--only",
         default="",
-        help="names joined by commas: head, body, read, idle, idle-many, polls, overload, overload-sqlite, overload-quart",
+        help="names joined by commas: head, body, read, idle, idle-many, polls, overload, overload-kept, overload-quart",
     )
     given = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -328,6 +330,7 @@ def main() -> int:
         "idle-many": lambda: crowd("idle", 5 * count, seconds),
         "polls": lambda: crowd("polls", count * 5 // 2, seconds),
         "overload": lambda: overload(seconds, "--store", "memory:"),
+        "overload-kept": lambda: overload(seconds, kept=True),
         "overload-quart": lambda: overload(seconds, "--store", "memory:", "--no-fast-lane"),
     }
     for name in given.only.split(",") if given.only else runs:

@@ -148,8 +148,10 @@ class Shard(Once, Recurring):
         """Carry out a command. Its outcome comes out of `take_replies` under `key`, now or once its commit is known; None: of no interest."""
         if len(self._ledger) >= self.limits.shard_pending_max and type(command) is not Undeliver:  # to refuse that would cost a timeout
             self._emit(key, Refused(Reason.BUSY, "too many requests wait for the store (shard_pending_max)"))
-        else:
-            self._handlers[type(command)](key, command)
+        elif (handler := self._handlers.get(type(command))) is not None:
+            handler(key, command)
+        else:  # a peer may send any word there is
+            self._emit(key, Refused(Reason.INVALID, "a shard is not asked this"))
 
     def take_replies(self) -> list[tuple[Key, Outcome]]:
         """Return the answers that may be given now, and forget them."""

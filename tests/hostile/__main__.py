@@ -14,7 +14,7 @@ import sys
 
 import trio
 
-from tests.hostile.run import hurt
+from tests.hostile.run import SHARES, hurt
 
 
 def say(text: str) -> None:
@@ -28,10 +28,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description="Bad inputs for a real server.", allow_abbrev=False)
     parser.add_argument("--inputs", type=int, default=100_000, help="how many [default: 100000]")
     parser.add_argument("--seed", type=int, default=None, help="[default: one by chance, printed]")
+    parser.add_argument("--kinds", default="", help=f"joined by semicolons, of {'; '.join(SHARES)} [default: all]")
     given = parser.parse_args()
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
     say(f"seed {seed}")
-    report = trio.run(hurt, given.inputs, seed, say)
+    report = trio.run(hurt, given.inputs, seed, say, [kind for kind in given.kinds.split(";") if kind] or list(SHARES))
     say(report.text)
     return int(bool(report.wrong))
 

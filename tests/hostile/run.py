@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -96,10 +97,19 @@ class _Stand:
         assert found is not None, (folder / "log").read_text()
         self.port = int(found[1])
         self.pids = self._children()
+        self.gone = False  # a process that should listen does not
         (self.socket,) = folder.glob("proteus-*/shard-0.sock")
 
     def _children(self) -> set[int]:
         return {child.pid for child in psutil.Process(self.process.pid).children()}
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Take note where nobody listens."""
+        try:
+            yield
+        except OSError:
+            self.gone = True
 
     def resident(self) -> int:
         """Return the memory of its processes, in bytes."""
@@ -125,7 +135,7 @@ class _Stand:
         self.process.stdout.close()
 
 
-async def hurt(count: int, seed: int, tell: Callable[[str], None], tasks: int = 12) -> Report:
+async def hurt(count: int, seed: int, tell: Callable[[str], None], kinds: Collection[str] = tuple(SHARES), tasks: int = 12) -> Report:
     """Send so many inputs, in these shares, and report."""
     report = Report(seed)
     began = trio.current_time()
@@ -135,7 +145,7 @@ async def hurt(count: int, seed: int, tell: Callable[[str], None], tasks: int = 
         stands = (lane, quart)
         try:
             for part, share in enumerate([0.1, *[0.15] * 6]):
-                batches = _batches(math.ceil(count * share), seed, part)
+                batches = _batches(math.ceil(count * share), seed, part, kinds)
                 async with trio.open_nursery() as nursery:
                     for _ in range(tasks):
                         nursery.start_soon(_work, batches, lane, quart, report)
@@ -157,12 +167,12 @@ async def hurt(count: int, seed: int, tell: Callable[[str], None], tasks: int = 
     return report
 
 
-def _batches(count: int, seed: int, part: int) -> list[tuple[str, int, int]]:
+def _batches(count: int, seed: int, part: int, kinds: Collection[str]) -> list[tuple[str, int, int]]:
     """Return kinds of inputs, how many of each, and their seeds."""
     source = random.Random(f"{seed} {part}")
     found = []
-    for kind, share in SHARES.items():
-        left = math.ceil(count * share)
+    for kind in kinds:
+        left = math.ceil(count * SHARES[kind] / sum(SHARES[each] for each in kinds))
         size = IN_ONE if "broken" not in kind else 10
         found += [(kind, min(size, left - start), source.randrange(2**32)) for start in range(0, left, size)]
     source.shuffle(found)
@@ -175,7 +185,7 @@ async def _work(batches: list[tuple[str, int, int]], lane: _Stand, quart: _Stand
         source = random.Random(seed)
         stand = quart if kind.startswith("quart") else lane
         where = f"{kind}, {size} inputs of seed {seed}"
-        with trio.move_on_after(PATIENCE_SECONDS) as patience:
+        with trio.move_on_after(PATIENCE_SECONDS) as patience, stand.noticing():
             if kind == "frames":
                 await _send_frames(stand, source, size)
             elif kind.endswith("broken"):
@@ -184,6 +194,8 @@ async def _work(batches: list[tuple[str, int, int]], lane: _Stand, quart: _Stand
             else:
                 await _send_requests(stand, [inputs.request(source) for _ in range(size)], where, report)
         report.inputs[kind] += size
+        if stand.gone:
+            report.wrong.append(f"{where}: nobody listens any more")
         if patience.cancelled_caught:
             report.wrong.append(f"{where}: no end within {PATIENCE_SECONDS:g} s")
 
