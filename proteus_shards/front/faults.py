@@ -14,4 +14,9 @@ def log_fault(error: BaseException) -> Problem:
     """Log a fault under a new request id, and return the problem that tells the client no more than that id."""
     request_id = secrets.token_hex(8)
     log.error("a request failed", exc_info=error, extra={"request_id": request_id})
-    return Problem(status=500, detail="an internal error; the server's log has it under the request_id", request_id=request_id)
+    return Problem(
+        status=500,
+        detail="an internal error; the server's log has it under the request_id",
+        request_id=request_id,
+        headers=(("x-request-id", request_id),),
+    )
