@@ -110,7 +110,7 @@ def test_dead_letters_are_shown_with_the_place_of_the_next_page() -> None:
 
     assert page["next"] == 41
     assert list(page["jobs"][0]) == [
-        *("id", "queue", "timeout", "persist_data", "max_retries", "payload", "attempt", "reason", "created_at", "died_at")
+        *("id", "queue", "timeout", "persist_data", "max_retries", "payload", "attempt", "reason", "history", "created_at", "died_at")
     ]
     assert page["jobs"][0]["died_at"] == "1970-01-01T00:00:01.000000Z"
     assert json.loads(answer(asked, Listed([])).body) == {"jobs": [], "next": None}
