@@ -15,7 +15,9 @@ When a commit fails, the core undoes what was not released, and this loop finds 
   differ from the disk serves nobody.
 
 **After a stall** (SIGSTOP, a suspended machine, a very long garbage collection) the timers are overdue, and so may be heartbeats that
-lie in the socket. Commands that are there are applied before anything expires: a runner that was in time is not punished for our pause.
+lie in the socket. Commands that are there are applied before anything expires: a runner that was in time is not punished for our pause. And the
+pause does not count: the core's monotonic clock stands still in it (`_stalled_us` is taken off). Else a run that was handed out just before
+could be over before its runner had had its time.
 """
 
 from __future__ import annotations
@@ -127,6 +129,7 @@ class Pump:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._stalled_us = 0  # of all stalls: the core's clock is behind by so much
         self._now_us, self._wall_us = read_clocks()
         self._grace_until_us = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -162,7 +165,7 @@ class Pump:
             faults = self.shard.load(rows)
             damaged += [(f"slot {key.slot}, seq {key.seq}", fault) for key, fault in faults]
             self.recovered += len(rows) - len(faults)
-        self._now_us, self._wall_us = self._read_clocks()
+        self._now_us, self._wall_us = self._read_core_clocks()
         self.shard.advance(self._now_us, self._wall_us, due=False)
         self.shard.finish_load()
         self.damaged = len(damaged)
@@ -376,13 +379,20 @@ class Pump:
 
     def _advance(self) -> tuple[int, int]:
         """Read the clocks and bring the core to them; after a stall, let what has arrived go first."""
-        now, wall = self._read_clocks()
+        now, wall = self._read_core_clocks()
         if self._timer is not None and now - self._timer_us > STALL_US:
+            self._stalled_us += now - self._timer_us
+            now, wall = self._read_core_clocks()
             self._grace_until_us = now + GRACE_US
             self._set_timer(now, GRACE_US)
         self.shard.advance(now, wall, due=now >= self._grace_until_us)
         self._now_us, self._wall_us = now, wall
         return now, wall
+
+    def _read_core_clocks(self) -> tuple[int, int]:
+        """Return (monotonic, wall) microseconds as the core counts them."""
+        now, wall = self._read_clocks()
+        return now - self._stalled_us, wall
 
     def _tick(self) -> None:
         fired = self._timer

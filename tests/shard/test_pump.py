@@ -450,14 +450,36 @@ def test_a_run_that_was_in_flight_gets_its_full_timeout_after_a_long_recovery() 
         running = asyncio.create_task(again.run())
         link = RecordingLink(again)
         made.clock.step(4)
+        again._timer_us = made.clock.now  # its timer has come in time
         early = await link.ask(Next("q"))
         made.clock.step(2)
-        again._grace_until_us = 0
         again._timer_us = made.clock.now
         late = await link.ask(Next("q"))
         running.cancel()
 
         assert [] == _jobs(early)
         assert ["a"] == _jobs(late)
+
+    run(test)
+
+
+def test_a_stall_takes_nothing_off_a_run() -> None:
+    """Handed out just before a pause of half a minute, it has its five seconds after it."""
+
+    async def test(made: Stand) -> None:
+        pump = made.pump
+
+        async def take_after(seconds: float) -> list[str]:
+            made.clock.step(seconds)
+            pump._timer_us = made.clock.now - pump._stalled_us  # its timer has come in time
+            return _jobs(await made.link.ask(Next("q")))
+
+        await made.link.ask(job("a", timeout=5, max_retries=3))
+        assert ["a"] == _jobs(await made.link.ask(Next("q")))
+        before = pump._timer_us
+        made.clock.step(30)
+        assert [] == _jobs(await made.link.ask(Next("q")))
+        assert pump._stalled_us == made.clock.now - before
+        assert [await take_after(3.0), await take_after(2.1)] == [[], ["a"]]
 
     run(test)

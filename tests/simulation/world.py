@@ -127,8 +127,18 @@ class Life:
             raise Ended
         now = self.world.loop.now
         wall = now + self.world.wall_offset
-        self.world.oracle.read(self.view, now, wall)
+        self.world.oracle.read(self.view, self.wakes_at() if hasattr(self, "pump") else now, wall)
         return now, wall
+
+    @property
+    def stalled_us(self) -> int:
+        """By how much the core's clock is behind the world's."""
+        return self.pump._stalled_us
+
+    def wakes_at(self) -> int:
+        """Return what the core's clock is, or will be once the pump has found out that it was stalled until now."""
+        now, pump = self.world.loop.now - self.stalled_us, self.pump
+        return pump._timer_us if pump._timer is not None and now - pump._timer_us > STALL_US else now
 
     def judge(self, replies: list[tuple[object, Outcome]]) -> None:
         """Let the oracle see all answers, also those that nobody will get."""
@@ -358,8 +368,8 @@ class World:
         length = int(draw() * 3 * SECOND) if draw() < 0.5 else int(draw() * 30 * SECOND)
         loop.stall(length)
         for life in [life for life in self.born if not life.dead]:
-            life.view.certain_from = max(life.view.certain_from, loop.now + GRACE_US)
-            life.view.grace_until = loop.now + GRACE_US
+            life.view.certain_from = max(life.view.certain_from, life.wakes_at() + GRACE_US)
+            life.view.grace_until = life.wakes_at() + GRACE_US
             if length > 2 * SECOND + STALL_US and life.up:
                 wait = int(draw() * 80_000) if draw() < 0.5 else 0
                 for queue in life.queues:
@@ -368,7 +378,7 @@ class World:
                         link = life.links[int(draw() * len(life.links))]
                         if link.arrives <= loop.now + wait:
                             link.arrives = loop.now + wait
-                            loop.after(wait, self._beat, life, link, Heartbeat(*run), stopped_at + 1, loop.now + wait)
+                            loop.after(wait, self._beat, life, link, Heartbeat(*run), stopped_at + 1 - life.stalled_us, loop.now + wait)
 
     def _beat(self, life: Life, link: SimulatedLink, beat: Heartbeat, sent: int, expected: int) -> None:
         """Deliver a heartbeat that was sent in time, unless another stall came between."""
