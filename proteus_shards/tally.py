@@ -91,6 +91,10 @@ METRICS: dict[str, Metric] = {
         "gauge", ("shard",), "for how long the oldest waiting job could have started; 0 where none waits"
     ),
     "proteus_queue_oldest_waiting_seconds": Metric("gauge", ("queue",), "the same for the deepest queues"),
+    "proteus_queue_blocked_jobs": Metric(
+        "gauge", ("queue",), "of the waiting jobs of the deepest queues, those that another of their key holds up"
+    ),
+    "proteus_queue_paused": Metric("gauge", ("queue",), "1 where one of the deepest queues is paused"),
     "proteus_queues": Metric("gauge", ("shard",), "queues in memory (queues_max)"),
     "proteus_polls": Metric("gauge", ("shard",), "nexts that wait for a job (polls_max)"),
     "proteus_payload_bytes": Metric("gauge", ("shard",), "bytes of payload and state in memory (shard_bytes_max)"),
@@ -109,6 +113,10 @@ METRICS: dict[str, Metric] = {
     "proteus_dead_letters_dropped_total": Metric(
         "counter", ("shard",), "dead letters dropped (dead_letters_max, dead_letters_seconds_max)"
     ),
+    "proteus_dead_letters_redriven_total": Metric("counter", ("shard",), "dead letters that were given a new life"),
+    "proteus_jobs_purged_total": Metric("counter", ("shard",), "jobs removed by a purge or delete, dead letters included"),
+    "proteus_schedules_fired_total": Metric("counter", ("shard",), "jobs made by recurring jobs"),
+    "proteus_schedules_missed_total": Metric("counter", ("shard",), "times of recurring jobs at which none was made"),
     "proteus_start_seconds": Metric(
         "histogram", ("shard",), "from when a job could start (enqueue or run_at) to its first delivery", _in_seconds(START_BOUNDS_US)
     ),

@@ -246,6 +246,8 @@ class QueueMeasure(msgspec.Struct, array_like=True, frozen=True, gc=False):
     in_flight: int
     dead: int
     waited_us: int  # how long its oldest ready job has waited since it could have started; 0 where none is ready
+    blocked: int = 0  # of the ready ones, those that wait for another of their key
+    paused: bool = False
 
 
 class Measures(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=120):

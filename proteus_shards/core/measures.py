@@ -97,12 +97,13 @@ class Survey:
             self.oldest_us = max(waited_us, self.oldest_us)
             _, scheduled, ready, in_flight, dead = queue.counts
             rank = (scheduled + ready + in_flight, name in self._shown, len(self._left))
+            if len(self._deepest) >= self._queues_max and (not self._deepest or rank < self._deepest[0][:3]):
+                continue
+            measure = QueueMeasure(name, scheduled, ready, in_flight, dead, waited_us, queue.blocked, queue.settings.paused)
             if len(self._deepest) >= self._queues_max:
-                if not self._deepest or rank < self._deepest[0][:3]:
-                    continue
-                heapreplace(self._deepest, (*rank, QueueMeasure(name, scheduled, ready, in_flight, dead, waited_us)))
+                heapreplace(self._deepest, (*rank, measure))
             else:
-                heappush(self._deepest, (*rank, QueueMeasure(name, scheduled, ready, in_flight, dead, waited_us)))
+                heappush(self._deepest, (*rank, measure))
         return bool(self._left)
 
     def deepest(self) -> list[QueueMeasure]:

@@ -177,6 +177,8 @@ class Page:
                 found.append(("proteus_queue_jobs", [queue.queue, state], count))
                 others[state] -= count
             found.append(("proteus_queue_oldest_waiting_seconds", [queue.queue], queue.waited_us / SECOND_US))
+            found.append(("proteus_queue_blocked_jobs", [queue.queue], queue.blocked))
+            found.append(("proteus_queue_paused", [queue.queue], queue.paused))
         # Queues are looked at one after another while jobs move: a sum may be off by those, and must not be below zero.
         found += [("proteus_queue_jobs", [_OTHERS, state], max(0.0, count)) for state, count in others.items()]
         return found
