@@ -71,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_key: str = ""
     tls_client_ca: str = ""
     tokens_file: str = ""
+    queues_file: str = ""
     insecure: bool = False
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -134,6 +135,7 @@ SETTINGS_HELP: dict[str, str] = {
     "tls_client_ca": "PEM file with the authorities of client certificates: a client must then show one",
     "tokens_file": "file of who may do what, a line for each token or client certificate; see `proteus-shards token new`. Read again when it changes. Without it "
     "nobody is asked",
+    "queues_file": "TOML file with settings of queues, a table for each, which are applied at the start of the server, over what was set before",
     "insecure": "listen on addresses that others can reach though nobody is asked who they are",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, plain HTTP, beside the one on port; 0: none",

@@ -28,6 +28,7 @@ from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
 from proteus_shards.shard.meter import Meter
 from proteus_shards.shard.pump import Pump
+from proteus_shards.shard.queues_file import first_settings
 from proteus_shards.store.contract import Durability
 from proteus_shards.store.registry import make_store
 from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
@@ -100,6 +101,7 @@ async def serve(boot: ShardBoot) -> int:
     beating = asyncio.create_task(_beat_forever())
     try:
         await patiently(pump.recover)
+        pump.carry_out(first_settings(boot))
         gc.collect()
         gc.freeze()  # what was recovered is no garbage, and should not be looked through for it
         listener = Listener(pump, socket_path(boot.run_dir, boot.shard), boot.shard, settings.shards)

@@ -210,6 +210,13 @@ class Pump:
                     self._settle()
         self._settle()
 
+    def carry_out(self, commands: Iterable[Command]) -> None:
+        """Apply commands whose outcomes are of no interest."""
+        self._advance()
+        for command in commands:
+            self.shard.apply(None, command)
+        self._settle()
+
     def lose(self, link: Link) -> None:
         """Forget a link that has closed: its polls end here, and a delivery that it was still to get goes back at its release."""
         for key in self.shard.waiting():
