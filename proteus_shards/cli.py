@@ -28,6 +28,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2  # argparse's own choice too
 
 _DOCTORS_SETTINGS = ("store", "require_durability")
+_IMPORTS_SETTINGS = ("store", "shards")
 _MARKS = {"good": "ok", "note": "note", "warning": "warning", "fault": "FAULT"}
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
 
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_option(groups[setting.group], setting)
     _add_doctor(commands)
     _add_store(commands)
+    _add_import(commands)
     _add_token(commands)
     for module in (jobs, queues, lines, watch):
         module.add(commands)
@@ -142,6 +144,27 @@ def _add_token(commands: _Commands) -> None:
     new.add_argument("--expires", metavar="WHEN", help="until when: RFC 3339, or a number of days such as 90d [default: never]")
 
 
+def _add_import(commands: _Commands) -> None:
+    relay = commands.add_parser(
+        "import-relay",
+        usage="proteus-shards import-relay [options] FROM",
+        help="take over the jobs of a relay v1 or v2 database",
+        description="Take over all jobs of a relay v1 or v2 database, in order. Relay must be stopped, and so must a server of the store, which must "
+        "hold no jobs. Runs go on, retries and states are kept; FROM stays as it is.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    relay.set_defaults(run=_import_relay)
+    relay.add_argument("source", metavar="FROM", help="relay's DATABASE_URL: postgres://USER@HOST/DATABASE")
+    relay.add_argument("--config", metavar="FILE", help=f"settings file [env: {CONFIG_VARIABLE}]")
+    relay.add_argument("--dry-run", action="store_true", help="look at the jobs and count them, and write nothing")
+    relay.add_argument("--again", action="store_true", help="import even where the store was filled by an import before")
+    relay.add_argument("--skip-unfit", action="store_true", help="leave jobs behind that cannot be held, instead of importing nothing")
+    for setting in settings_table():
+        if setting.name in _IMPORTS_SETTINGS:
+            _add_option(relay, setting)
+
+
 def _add_option(group: argparse._ActionsContainer, setting: Setting) -> None:
     text = f"{setting.help} [default: {setting.default}] [env: {setting.variable}]".replace("%", "%%")
     if setting.kind == "switch":
@@ -209,6 +232,26 @@ def _when(text: str | None) -> datetime | None:
     if when is None or when.tzinfo is None:
         raise SettingError(f"--expires must be RFC 3339, such as 2030-01-31T00:00:00Z, or a number of days, such as 90d, not {text[:60]!r}")
     return when
+
+
+def _import_relay(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name) for name in _IMPORTS_SETTINGS}
+    settings = load_settings(given, os.environ, arguments.config, check_url)
+    try:
+        from proteus_shards.store import postgres_relay  # noqa: PLC0415 as above
+    except ModuleNotFoundError as error:
+        raise SettingError("this needs a driver that is not installed: pip install 'proteus-shards[postgres]'") from error
+    found = postgres_relay.run(
+        arguments.source,
+        settings.store,
+        settings.shards,
+        dry=arguments.dry_run,
+        again=arguments.again,
+        skip_unfit=arguments.skip_unfit,
+        tell=_tell,
+    )
+    _print([f"{'found' if arguments.dry_run else 'imported'} {found.summary}"])
+    return 0
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -38,7 +38,19 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"", "errors", "config", "child", "surroundings", "tally"},
     "client": {"errors"},
     "commands": {"errors", "client"},
-    "cli": {"", "errors", "commands", "config", "logs", "store.registry", "store.doctor", "store.copy", "supervisor", "tokens"},
+    "cli": {
+        "",
+        "errors",
+        "commands",
+        "config",
+        "logs",
+        "store.registry",
+        "store.doctor",
+        "store.copy",
+        "store.postgres_relay",
+        "supervisor",
+        "tokens",
+    },
     "__main__": {"cli"},
 }
 

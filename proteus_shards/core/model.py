@@ -137,6 +137,7 @@ class Kind(IntEnum):
     ANSWER = 3  # what an idempotency key was answered
     INTENT = 4  # jobs of a step over several shards that is not decided yet
     DECISION = 5  # how such a step was decided
+    IMPORT = 6  # jobs were imported into this store; for the importer alone
 
 
 class RecordKey(msgspec.Struct, frozen=True, gc=False):

@@ -82,6 +82,7 @@ class Once(Spans):
         self._in_order = True
         self._kept_until = sys.maxsize  # the clock at which the oldest may go
         self._record_takers[Kind.ANSWER] = self._take_answer
+        self._record_takers[Kind.IMPORT] = lambda _key, _value: None
 
     def _step_handlers(self) -> dict[type, Callable[[Key | None, Any], None]]:
         return {
