@@ -106,11 +106,12 @@ def enqueue(
     ttl: float | None = None,
     backoff: Backoff | None = None,
     idempotency_key: str | bool = False,
+    traceparent: str | None = None,
 ) -> Call[str]:
     """Enqueue one job and return its id, which is drawn where none is given.
 
     Raises `Conflict` where the id is in the queue already. With an idempotency key (True draws one for this call) it is tried again also
-    when an answer was lost, and still enqueued once.
+    when an answer was lost, and still enqueued once. `traceparent` (W3C) goes along with the job.
     """
     job = NewJob(
         id=str(uuid.uuid4()) if id is None else id,
@@ -127,6 +128,8 @@ def enqueue(
         backoff=backoff,
     )
     headers, repeatable = _idempotent(idempotency_key)
+    if traceparent is not None:
+        headers["traceparent"] = traceparent
     return Call("POST", "/enqueue", lambda *_: job.id, body=msgspec.json.encode(job), headers=headers, repeatable=repeatable)
 
 

@@ -108,6 +108,7 @@ class Job(_Bodies, frozen=True, kw_only=True):
     priority: int = 0
     ttl: float | None = None
     backoff: Backoff | None = None
+    trace: str | None = None  # W3C traceparent of its producer
     created_at: str = ""
     updated_at: str = ""
 

@@ -8,6 +8,7 @@ Paths are shown without `/v1`; where they also work with it, `servers` of the pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -20,6 +21,7 @@ from proteus_shards.config import Settings
 from proteus_shards.front.access import OPEN, rule_of
 from proteus_shards.front.answers import JSON_HEADERS, Answer
 from proteus_shards.front.docs import docs_page
+from proteus_shards.front.openapi_relay import RELAY_CALLS
 from proteus_shards.front.openapi_shapes import shapes_of
 from proteus_shards.front.openapi_words import ALSO_HEAD, CALLS, MEANINGS, PARAMETERS, RULES, TYPE_NAMES, Body, Described
 from proteus_shards.front.operations import PREFIXES
@@ -61,7 +63,7 @@ def add_openapi_routes(app: QuartTrio, settings: Settings) -> None:
     for path in ("/openapi.json", "/docs"):
         app.add_url_rule(path, f"GET {path}", _view_of(path, shown), methods=["GET"], provide_automatic_options=False)
     for rule in app.url_map.iter_rules():
-        if rule.methods is not None and rule.rule not in {prefix + path for prefix in PREFIXES for path in ALSO_HEAD}:
+        if rule.methods is not None and rule.rule in {"/openapi.json", "/docs"}:
             rule.methods.discard("HEAD")
     document = make_document(settings, {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()})
     shown["/openapi.json"] = Answer(200, JSON_HEADERS, msgspec.json.format(msgspec.json.encode(document), indent=1))
@@ -90,8 +92,9 @@ def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Sc
     schemas = Schemas(MEANINGS, RULES, TYPE_NAMES)
     shapes = shapes_of(schemas, settings)
     paths: dict[str, Schema] = {}
-    for (method, path), call in CALLS.items():
-        if (method, path) not in routes:
+    served = {(method, rule.replace("<", "{").replace(">", "}")) for method, rule in routes}
+    for (method, path), call in {**CALLS, **RELAY_CALLS}.items():
+        if (method, path) not in served:
             continue
         servers = [{"url": prefix or "/"} for prefix in (PREFIXES if call.native else ("",))]
         item = paths.setdefault(path, {"servers": servers})
@@ -102,7 +105,7 @@ def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Sc
         "openapi": "3.1.0",
         "info": {"title": "proteus-shards", "version": __version__, "description": _ABOUT, "license": {"name": "MIT OR Apache-2.0"}},
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in CALLS.values())],
+        "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in (*CALLS.values(), *RELAY_CALLS.values()))],
         "paths": paths,
         "components": {"schemas": dict(sorted(schemas.components.items()))}
         | ({"securitySchemes": _SCHEMES} if settings.tokens_file else {}),
@@ -111,7 +114,7 @@ def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Sc
 
 def _operation(method: str, path: str, call: Described, shapes: dict[str, Schema], settings: Settings) -> Schema:
     shown: Schema = {
-        "operationId": f"{method.lower()}{path.replace('/', '_').replace('-', '_').replace('.', '_')}",
+        "operationId": f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', path)}",
         "summary": call.summary,
         "tags": [call.tag],
     }
@@ -124,7 +127,7 @@ def _operation(method: str, path: str, call: Described, shapes: dict[str, Schema
         if call.body.help:
             shown["requestBody"]["description"] = call.body.help
     responses = {str(status): _response(answer, shapes) for status, answer in call.answers.items()}
-    wrong = ([422] if call.native and call.asks_shards else []) + ([413] if call.body is not None else [])
+    wrong = ([422] if call.native and call.asks_shards else []) + ([413] if call.body is not None and 413 not in call.answers else [])
     for status in wrong + ([429, 500, 503] if call.asks_shards else []):
         responses[str(status)] = {"description": _REFUSED[status], "content": _PROBLEM}
     for late in {"429", "503"} & responses.keys():
@@ -145,9 +148,10 @@ def _head_of(get: Schema) -> Schema:
 
 
 def _parameter(word: str, settings: Settings) -> Schema:
-    name = word.rstrip("!")
+    name = word.rstrip("!").lstrip("/")
     schema, meaning = PARAMETERS[name]
     bounds = {
+        "relay_wait": settings.wait_seconds_max,
         "num_jobs": settings.num_jobs_max,
         "num_dead": settings.num_jobs_max,
         "limit": settings.num_jobs_max,
@@ -160,7 +164,13 @@ def _parameter(word: str, settings: Settings) -> Schema:
     shown = {"num_dead": "num_jobs", "purge_state": "state", "schedule_name": "name", "queue_or_all": "queue"}.get(name, name.rstrip("*"))
     if name.startswith("after_"):
         shown = "after"
-    return {"name": shown, "in": "query", "required": word.endswith("!"), "schema": schema, "description": meaning}
+    return {
+        "name": shown.removeprefix("relay_").lstrip("^"),
+        "in": {"/": "path", "^": "header"}.get(word[0], "query"),
+        "required": word.endswith("!"),
+        "schema": schema,
+        "description": meaning,
+    }
 
 
 def _contents(body: Body, shapes: dict[str, Schema]) -> Schema:

@@ -12,7 +12,7 @@ import msgspec
 from proteus_shards.config import Settings
 from proteus_shards.core.queue_settings import SECONDS_MAX, QueueSettings
 from proteus_shards.core.schedules import Definition
-from proteus_shards.front import answers, batches, control, job_bodies, schedules, views
+from proteus_shards.front import answers, batches, control, job_bodies, relay_v1, relay_v2, schedules, views
 from proteus_shards.front.schemas import Schema, Schemas
 
 
@@ -83,6 +83,8 @@ def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
     settings_shape = schemas.of(QueueSettings)
     schemas.components["Queue"]["properties"]["settings"] |= settings_shape
     page = schemas.of(views.Page)
+    v1_job, v1_view = schemas.of(relay_v1._Job), schemas.of(relay_v1._View)  # noqa: SLF001
+    v2_job, v2_view = schemas.of(relay_v2._Job), schemas.of(relay_v2._View)  # noqa: SLF001
     several = {"type": "array", "minItems": 1, "maxItems": settings.batch_jobs_max}
     shapes = {
         "Any": {},
@@ -109,6 +111,14 @@ def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
         "ScheduleBody": schemas.of(Definition),
         "Schedule": schemas.of(schedules.ScheduleShown),
         "Schedules": schemas.of(schedules._SchedulePage),  # noqa: SLF001
+        "RelayV1NewJob": v1_job,
+        "RelayV1Jobs": {**several, "minItems": 0, "items": v1_job},
+        "RelayV1Job": v1_view,
+        "RelayV1Delivered": {"type": "array", "items": v1_view, "minItems": 1},
+        "RelayV2Jobs": {**several, "minItems": 0, "items": v2_job},
+        "RelayV2Requeued": {**several, "minItems": 0, "items": v2_job},
+        "RelayV2Job": v2_view,
+        "RelayV2Delivered": {"type": "array", "items": v2_view, "minItems": 1},
         "Health": schemas.of(_Health),
         "Ready": schemas.of(_Ready),
     }

@@ -15,6 +15,7 @@ from proteus_shards.core.model import NAME_LENGTH_MAX
 from proteus_shards.core.queue_settings import SECONDS_MAX
 from proteus_shards.core.schedules import NAME_LENGTH_MAX as SCHEDULE_NAME_MAX
 from proteus_shards.core.views import CURSOR
+from proteus_shards.front.once import LENGTH_MAX as IDEMPOTENCY_LENGTH_MAX
 
 NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": NAME_LENGTH_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]+$"}
 ANY_NAME = {**NAME, "minLength": 0, "pattern": NAME["pattern"].replace("+$", "*$")}
@@ -60,7 +61,11 @@ TYPE_NAMES = {
     "_Chosen": "JobChoice",
     "Definition": "ScheduleDefinition",
     "ScheduleShown": "Schedule",
-    "_SchedulePage": "Schedules",
+    "SchedulePage": "Schedules",
+    "relay_v1._Job": "RelayV1NewJob",
+    "relay_v1._View": "RelayV1Job",
+    "relay_v2._Job": "RelayV2NewJob",
+    "relay_v2._View": "RelayV2Job",
 }
 
 MEANINGS: dict[str, str] = {
@@ -114,6 +119,7 @@ MEANINGS: dict[str, str] = {
     "burst": "How many may come at once; `jobs` where it is left out.",
     "expires_at": "When the job dies if it still waits.",
     "schedule": "The recurring job that made it.",
+    "trace": "W3C trace context of its producer, who sent it as `traceparent`.",
     "traceparent": "W3C trace context of its producer.",
     "timeout_in": "Seconds until the run times out.",
     "history": "Runs that did not complete the job: the first, and the latest.",
@@ -155,6 +161,7 @@ MEANINGS: dict[str, str] = {
     "overlap": "Whether it runs while its job before is still there.",
     "next_at": "When it runs next.",
     "last_at": "When it ran last.",
+    "retries_remaining": "How often the job may be delivered again; null: without end.",
     "fired": "How often it ran.",
     "missed_times": "How many of its times were missed.",
     "schedules": "The recurring jobs.",
@@ -187,6 +194,14 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "queue_or_all": (NAME, "Only those of this queue."),
     "after_schedule": ({"type": "string", "maxLength": 2048}, "The `next` of the page before."),
     "schedule_name": ({**NAME, "maxLength": SCHEDULE_NAME_MAX}, "The name of the recurring job."),
+    "^Idempotency-Key": (
+        {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_LENGTH_MAX, "pattern": "^[!-~]+$"},
+        "A request with the same key is answered the same for a while, and enqueues nothing more. Not for lines.",
+    ),
+    "^traceparent": ({"type": "string"}, "W3C trace context, which goes along with the job. One that is malformed is passed over."),
+    "mode": ({"enum": ["unique", "ignore", "replace"], "default": "unique"}, "What becomes of jobs whose id is in their queue already."),
+    "relay_num_jobs": ({"type": "integer", "minimum": 1, "maximum": 2**32 - 1, "default": 1}, "At most so many jobs."),
+    "relay_wait": ({"type": "number", "minimum": 0}, "Wait so many seconds for a job."),
     "after_seq": ({"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, "The `next` of the page before."),
 }
 
@@ -200,7 +215,10 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """One call. A parameter whose name ends in `!` is required. Answers that every call may give are added."""
+    """One call. Answers that every call may give are added.
+
+    A parameter whose name ends in `!` is required, one that begins with `/` stands in the path, one with `^` in the header.
+    """
 
     summary: str
     help: str = ""
@@ -225,6 +243,7 @@ CALLS: dict[tuple[str, str], Described] = {
         summary="Enqueue a job, or many",
         help="The body is one job, an array of jobs, or one job a line (NDJSON). Each job stands for itself: that one is refused leaves the others alone. "
         "The answer to an array is an array in the same order, that to lines a summary.",
+        parameters=("^Idempotency-Key", "^traceparent"),
         body=Body({JSON: "Enqueued", "application/x-ndjson": "Lines", "application/jsonl": "Lines"}),
         answers={
             202: Body({JSON: "EnqueuedAnswer"}, "Accepted, all of them. For one job there is no body."),

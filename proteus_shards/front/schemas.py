@@ -64,7 +64,8 @@ class Schemas:
 
     def _reference(self, cls: type, shape: shapes.StructType) -> Schema:
         bare = cls.__name__.lstrip("_")
-        name = self._names.get(cls.__name__) or self._names.get(bare) or bare
+        whole_name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+        name = self._names.get(whole_name) or self._names.get(cls.__name__) or self._names.get(bare) or bare
         if name not in self.components:
             self.components[name] = {}  # a type may hold itself
             properties = {field.encode_name: self._field(field) for field in shape.fields}

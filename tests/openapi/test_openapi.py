@@ -26,7 +26,7 @@ from tests.conftest import Server
 from tests.front.fake_shard import linked
 
 SETTINGS = Settings(shards=1)
-PAGES = ("/dashboard", "/v2/queues", "/v1/queues/")  # what people look at, and the dialects of relay, whose own documents count
+PAGES = ("/dashboard",)  # what people look at
 JOB = {"id": "1", "queue": "q", "timeout": 30}
 RUN_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -58,7 +58,11 @@ def test_it_is_an_openapi_document() -> None:
 
 def test_every_route_is_in_it() -> None:
     """A route that is not described in `openapi_words.CALLS` fails here."""
-    served = {(method, path) for method, path in routes_of(make()) if path != "/" and not path.startswith(PAGES)}
+    served = {
+        (method, path.replace("<", "{").replace(">", "}"))
+        for method, path in routes_of(make())
+        if path != "/" and not path.startswith(PAGES)
+    }
 
     assert served == described_routes(DOCUMENT)
 
