@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, ViewportSize, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 PATIENCE_MS = 15_000
-DESKTOP = {"width": 1360, "height": 900}
-PHONE = {"width": 375, "height": 812}
+DESKTOP: ViewportSize = {"width": 1360, "height": 900}
+PHONE: ViewportSize = {"width": 375, "height": 812}
 
 _FAILED_LOAD = "Failed to load resource"
 
@@ -67,9 +67,9 @@ class Watched:
 
 
 @contextmanager
-def watched(browser: Browser, url: str, viewport: dict[str, int] | None = None, **options: Any) -> Iterator[Watched]:
+def watched(browser: Browser, url: str, viewport: ViewportSize | None = None, **options: Any) -> Iterator[Watched]:
     """Open a page of its own in a context of its own; afterwards nothing may have been wrong with it."""
-    context = browser.new_context(viewport=viewport or DESKTOP, **options)  # type: ignore[arg-type]
+    context = browser.new_context(viewport=viewport or DESKTOP, **options)
     try:
         page = Watched(context, url)
         yield page

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.conftest import Server, eventually
 from tests.dashboard.chromium import DESKTOP, PATIENCE_MS, PHONE, Watched, find_chromium, launched, watched
@@ -226,7 +226,7 @@ def test_a_job_is_found_by_its_id_in_all_queues(browser: Browser, site: Server) 
 
 
 @pytest.mark.parametrize(("viewport", "names"), [(DESKTOP, HOSTILE), (PHONE, HOSTILE[7:11])], ids=["desktop", "phone"])
-def test_no_name_and_no_payload_breaks_a_page(viewport: dict[str, int], names: list[str], browser: Browser, site: Server) -> None:
+def test_no_name_and_no_payload_breaks_a_page(viewport: ViewportSize, names: list[str], browser: Browser, site: Server) -> None:
     """Markup stays text, directions stay inside, and what is long is no wider than the window."""
     for name in names:
         site.request("POST", "/enqueue", {"id": name, "queue": name, "timeout": 600, "payload": {name: [name]}})

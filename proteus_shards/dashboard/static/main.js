@@ -3,6 +3,7 @@
 import { hasToken, loadAccess } from "./api.js";
 import { byId, announce, h, setAttribute, setText } from "./dom.js";
 import { askToken } from "./dialogs.js";
+import { plural } from "./format.js";
 import { findView, jobView } from "./job.js";
 import { listen, live, pause, start } from "./live.js";
 import { overview } from "./overview.js";
@@ -90,7 +91,7 @@ function tellTroubles() {
 listen((what) => {
   if (what === "state") drawState();
   tellTroubles();
-  if (what === "frame") setText(byId("foot"), `${live.frame.queues.toLocaleString("en")} queues · ${live.frame.viewers === 1 ? "you look" : live.frame.viewers + " look"}`);
+  if (what === "frame") setText(byId("foot"), `${plural(live.frame.queues, "queue")} · ${live.frame.viewers === 1 ? "you look" : live.frame.viewers + " look"}`);
 });
 
 // --- token and theme --------------------------------------------------------------------------------------

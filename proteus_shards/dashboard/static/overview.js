@@ -164,7 +164,7 @@ export function overview() {
     empty.hidden = shown.length > 0;
   }
 
-  const empty = h("p", { class: "empty", hidden: true }, "No jobs are here. Enqueue one: ", h("code", null, "curl localhost:8080/enqueue -d '{\"id\": \"1\", \"queue\": \"mail\", \"timeout\": 30}'"));
+  const empty = h("p", { class: "empty", hidden: true }, "No jobs are here. Enqueue one: ", h("code", null, `curl ${location.origin}/enqueue -d '{"id": "1", "queue": "mail", "timeout": 30}'`));
   const element = h(
     "div",
     { class: "page overview" },

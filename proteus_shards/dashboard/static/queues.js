@@ -3,7 +3,7 @@
 import { enqueueDialog } from "./actions.js";
 import { get, may, Refused } from "./api.js";
 import { fillName, h, nameNode, setText } from "./dom.js";
-import { bytes, count, seconds } from "./format.js";
+import { bytes, count, plural, seconds } from "./format.js";
 import { live } from "./live.js";
 import { link, note } from "./pages.js";
 import { column, nodeColumn, ordered, repeat, Table } from "./table.js";
@@ -96,7 +96,7 @@ export function queuesView(page) {
   function draw() {
     const shown = ordered(rows.filter(ONLY[only][1]), COLUMNS, table.sorted, (row) => row.queue);
     table.setRows(shown);
-    setText(summary, shown.length === rows.length && !more ? `${count(rows.length)} queues` : `${count(shown.length)} of ${count(rows.length)}${more ? "+" : ""} queues`);
+    setText(summary, shown.length === rows.length && !more ? plural(rows.length, "queue") : `${count(shown.length)} of ${count(rows.length)}${more ? "+" : ""} queues`);
     empty.hidden = shown.length > 0;
     table.element.hidden = shown.length === 0;
     setText(empty, rows.length ? "No queue is like that." : filter.value ? "No queue has this in its name." : "There are no queues yet. A queue is there as soon as a job is enqueued into it.");
