@@ -138,7 +138,7 @@ SETTINGS_HELP: dict[str, str] = {
     "queues_file": "TOML file with settings of queues, a table for each, which are applied at the start of the server, over what was set before",
     "insecure": "listen on addresses that others can reach though nobody is asked who they are",
     "metrics_host": "address of metrics_port",
-    "metrics_port": "a port of its own for GET /metrics, plain HTTP, beside the one on port; 0: none",
+    "metrics_port": "a port of its own for GET /metrics, /health and /ready, plain HTTP without tokens, beside the one on port; 0: none",
     "dashboard": "show a dashboard at /; off: nothing is there",
     "log_format": "auto is console on a terminal and json elsewhere",
     "log_level": "the least level that is logged",

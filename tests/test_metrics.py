@@ -190,7 +190,7 @@ def test_ten_thousand_queues_have_a_small_page(start_server: StartServer) -> Non
     assert total(values_of(answer.body), "proteus_queues") == 10_000
 
 
-def test_the_page_has_a_port_of_its_own_and_nothing_beside_it(start_server: StartServer, tmp_path: Path) -> None:
+def test_the_page_has_a_port_of_its_own_and_only_probes_beside_it(start_server: StartServer, tmp_path: Path) -> None:
     """In plain text, while the main port speaks TLS; both have it, after the front was killed, too."""
     settings = with_tls(Settings(), tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as found:
@@ -205,7 +205,7 @@ def test_the_page_has_a_port_of_its_own_and_nothing_beside_it(start_server: Star
         finally:
             connection.close()
 
-    assert [status(path) for path in ("/metrics", "/health", "/next?queue=q", "/v1/enqueue")] == [200, 404, 404, 404]
+    assert [status(path) for path in ("/metrics", "/health", "/ready", "/next?queue=q", "/v1/enqueue")] == [200, 200, 200, 404, 404]
     secure = http.client.HTTPSConnection(server.host, server.port, timeout=REQUEST_SECONDS_MAX, context=trusting(tmp_path))
     secure.request("POST", "/enqueue", json.dumps({"id": "j", "queue": "q", "timeout": 1}))
     assert secure.getresponse().read() == b""

@@ -37,7 +37,7 @@ from proteus_shards.front.exchange import GRANT_KEY, SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import origin_form
 from proteus_shards.front.metrics import Page, add_metrics_route
-from proteus_shards.front.native import add_native_routes
+from proteus_shards.front.native import add_native_routes, add_probe_routes
 from proteus_shards.front.ndjson import HELD_BYTES_MAX, comes_in_lines, enqueue_as_it_comes, read_rest
 from proteus_shards.front.once import not_for_lines
 from proteus_shards.front.openapi import add_openapi_routes
@@ -61,7 +61,7 @@ _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 def make_app(
     router: Router, settings: Settings, page: Page | None = None, viewers: Viewers | None = None, *, metrics_only: bool = False
 ) -> QuartTrio:
-    """Return the app that serves a front's HTTP through these links. `page` is the page of metrics, and with `metrics_only` all that there is.
+    """Return the app that serves a front's HTTP through these links. `page` is the page of metrics; with `metrics_only` that and the probes are all that there is.
 
     Without `viewers` there is no dashboard.
     """
@@ -75,6 +75,8 @@ def make_app(
     if not metrics_only:
         add_native_routes(app, router, settings, page.crash_loops)
         add_relay_routes(app, router, settings)
+    else:
+        add_probe_routes(app, router, settings, page.crash_loops)
     add_metrics_route(app, page)
     if not metrics_only:
         add_openapi_routes(app, settings)

@@ -34,8 +34,7 @@ View = Callable[[], Awaitable[Response]]
 def add_native_routes(app: QuartTrio, router: Router, settings: Settings, crash_loops: Callable[[], dict[str, int]]) -> None:
     """Add the routes of the native API. `crash_loops` tells which processes end soon after each start, and how often in a row."""
     views: list[tuple[str, str, View]] = [(method, path, _view_of(parse, router, settings)) for (method, path), parse in ROUTES.items()]
-    views.append(("GET", "/health", _health_view(router, settings)))
-    views.append(("GET", "/ready", _ready_view(router, settings, crash_loops)))
+    add_probe_routes(app, router, settings, crash_loops, PREFIXES)
     for method, path, view in views:
         for prefix in PREFIXES:
             app.add_url_rule(prefix + path, f"{method} {prefix}{path}", view, methods=[method], provide_automatic_options=False)
@@ -43,6 +42,15 @@ def add_native_routes(app: QuartTrio, router: Router, settings: Settings, crash_
         # Werkzeug lets HEAD through wherever GET is. A HEAD that takes a job off its queue and shows nothing of it is a loss.
         if rule.methods is not None and not rule.rule.endswith(("/health", "/ready")):
             rule.methods.discard("HEAD")
+
+
+def add_probe_routes(
+    app: QuartTrio, router: Router, settings: Settings, crash_loops: Callable[[], dict[str, int]], prefixes: Sequence[str] = ("",)
+) -> None:
+    """Add `/health` and `/ready`, which ask nothing of the shards: for what watches over this server."""
+    for path, view in (("/health", _health_view(router, settings)), ("/ready", _ready_view(router, settings, crash_loops))):
+        for prefix in prefixes:
+            app.add_url_rule(prefix + path, f"GET {prefix}{path}", view, methods=["GET"], provide_automatic_options=False)
 
 
 def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
