@@ -46,13 +46,20 @@ class Answer(NamedTuple):
 class Server:
     """One running `proteus-shards serve`."""
 
-    def __init__(self, *options: str, cwd: Path, environ: Mapping[str, str], program: Sequence[str] = ("-m", "proteus_shards")) -> None:
+    def __init__(
+        self,
+        *options: str,
+        cwd: Path,
+        environ: Mapping[str, str],
+        program: Sequence[str] = ("-m", "proteus_shards"),
+        command: Sequence[str] | None = None,
+    ) -> None:
         self.log_path = cwd / f"server-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *program, "serve", *options],
+                [*(command or [sys.executable, *program]), "serve", *options],
                 cwd=cwd,
-                env=server_environ(environ),
+                env=server_environ(environ, clone=command is None),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -161,9 +168,12 @@ def server(start_server: StartServer) -> Server:
     return start_server()
 
 
-def server_environ(changes: Mapping[str, str]) -> dict[str, str]:
-    """Return this environment without settings that a developer may have set, and with the changes."""
+def server_environ(changes: Mapping[str, str], *, clone: bool = True) -> dict[str, str]:
+    """Return this environment without settings that a developer may have set, and with the changes. This clone is on the path, or is not."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PROTEUS_")}
+    if not clone:
+        kept.pop("PYTHONPATH", None)
+        return kept | dict(changes)
     root = str(Path(__file__).resolve().parent.parent)
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH", "")]))
     return kept | dict(changes)

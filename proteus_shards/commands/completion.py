@@ -19,7 +19,7 @@ def add(commands: Commands, parser_of: Callable[[], argparse.ArgumentParser]) ->
         description="Print a script for a shell: `proteus-shards completion bash > ~/.local/share/bash-completion/completions/proteus-shards`.",
         allow_abbrev=False,
     )
-    completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
 
     def run(arguments: argparse.Namespace) -> int:
         try:

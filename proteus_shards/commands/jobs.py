@@ -53,8 +53,8 @@ def add(commands: Commands) -> None:
     next_.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for a job [default: 0]")
 
     complete = command(commands, "complete", _complete, "complete a job")
-    complete.add_argument("queue", metavar="QUEUE")
-    complete.add_argument("id", metavar="ID")
+    complete.add_argument("queue", metavar="QUEUE", help="name of the queue")
+    complete.add_argument("id", metavar="ID", help="id of the job")
     complete.add_argument("--run-id", metavar="RUN_ID", help="only if this run is the one in flight")
 
     work = command(

@@ -26,8 +26,8 @@ def add(commands: Commands) -> None:
         "list the jobs of a queue, or show one",
         "List the jobs of a queue; with an id show that job, and why it is not running.",
     )
-    jobs.add_argument("queue", metavar="QUEUE")
-    jobs.add_argument("id", nargs="?", metavar="ID")
+    jobs.add_argument("queue", metavar="QUEUE", help="name of the queue")
+    jobs.add_argument("id", nargs="?", metavar="ID", help="id of one job, which is shown whole")
     jobs.add_argument("--state", choices=STATES, help="only jobs that stand there [default: all but dead]")
     jobs.add_argument("--key", metavar="KEY", help="only jobs of an ordering key")
     jobs.add_argument("--older-than", type=float, metavar="SECONDS", help="only jobs that were enqueued longer ago")
@@ -36,28 +36,28 @@ def add(commands: Commands) -> None:
     for name, text in (("pause", "deliver no more jobs of a queue"), ("resume", "deliver the jobs of a queue again")):
         switch = command(commands, name, _switch, text)
         switch.set_defaults(action=name)
-        switch.add_argument("queue", metavar="QUEUE")
+        switch.add_argument("queue", metavar="QUEUE", help="name of the queue")
 
     purge = command(
         commands, "purge", _purge, "remove the jobs of a queue", "Remove the jobs of a queue: those that wait, or those of a state."
     )
-    purge.add_argument("queue", metavar="QUEUE")
+    purge.add_argument("queue", metavar="QUEUE", help="name of the queue")
     purge.add_argument("--state", choices=("scheduled", "ready", "in_flight", "dead", "all"), help="which [default: all that wait]")
     purge.add_argument("--key", metavar="KEY", help="only jobs of an ordering key")
 
     dead = group(commands, "dead", "list, redrive or purge dead letters")
     listed = command(dead, "list", _list_dead, "list the dead letters of a queue, oldest first")
-    listed.add_argument("queue", metavar="QUEUE")
+    listed.add_argument("queue", metavar="QUEUE", help="name of the queue")
     listed.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many [default: 100]")
     redrive = command(dead, "redrive", _redrive, "give dead letters a new life, in their order")
-    redrive.add_argument("queue", metavar="QUEUE")
+    redrive.add_argument("queue", metavar="QUEUE", help="name of the queue")
     redrive.add_argument("--id", action="append", metavar="ID", help="only this one; may be given several times")
     redrive.add_argument("--reason", metavar="REASON", help="only those that died for it")
     redrive.add_argument("--key", metavar="KEY", help="only those of an ordering key")
     redrive.add_argument("--to", metavar="QUEUE", help="into another queue")
     purged = command(dead, "purge", _purge, "remove the dead letters of a queue")
     purged.set_defaults(state="dead", key=None)
-    purged.add_argument("queue", metavar="QUEUE")
+    purged.add_argument("queue", metavar="QUEUE", help="name of the queue")
 
 
 def _queues(arguments: argparse.Namespace, console: Console) -> int:
