@@ -11,7 +11,7 @@ from proteus_shards.config import settings_table
 ROOT = Path(__file__).resolve().parents[2]
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOCK = (ROOT / "deploy" / "requirements.lock").read_text(encoding="utf-8")
+LOCK = re.sub(r"(?m)^ *#.*\n", "", (ROOT / "deploy" / "requirements.lock").read_text(encoding="utf-8"))
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 

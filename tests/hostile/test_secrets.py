@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,11 +85,17 @@ def test_a_store_that_cannot_be_reached_is_told_without_its_password(store: str,
     assert PASSWORD.encode() not in shown
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of sockets."""
+    with tempfile.TemporaryDirectory(prefix="ps-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @NEEDS_ROOT
-def test_another_user_gets_neither_into_the_folder_of_the_sockets_nor_through_one(start_server: StartServer, tmp_path: Path) -> None:
+def test_another_user_gets_neither_into_the_folder_of_the_sockets_nor_through_one(start_server: StartServer, short_folder: Path) -> None:
     """The folder keeps him out; where someone opened it, the shard looks who connects, and hangs up."""
-    folder = tmp_path / "run"
-    folder.mkdir()
+    folder = short_folder
     server = start_server(environ={"TMPDIR": str(folder)})
     (path,) = folder.glob("proteus-*/shard-0.sock")
     nobody = pwd.getpwnam("nobody").pw_uid
