@@ -89,6 +89,7 @@ def test_a_store_that_cannot_be_reached_is_told_without_its_password(store: str,
 def short_folder() -> Iterator[Path]:
     """A folder whose path leaves room for the names of sockets."""
     with tempfile.TemporaryDirectory(prefix="ps-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
         yield Path(folder)
 
 
