@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Next, Undeliver
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.extras import unpack_extras
 from tests.simulation.disk import Disk, Violation
 from tests.simulation.words import NEVER, Known, Line, Op, View
 
@@ -19,7 +21,17 @@ if TYPE_CHECKING:
 READY, IN_FLIGHT, DEAD = 2, 3, 4
 
 
-def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: Callable[[Known], bool], *, restarted: bool) -> None:
+def audit(
+    disk: Disk,
+    view: View,
+    line: Line,
+    limbo: list[Op],
+    may_be_dropped: Callable[[Known], bool],
+    *,
+    restarted: bool,
+    met: Callable[[Op], Known],
+    may_have_lapsed: Callable[[View, Known], bool],
+) -> None:
     """Check all rows of a queue, and make the line what they say. `restarted`: memory is gone, and the rows are all there is."""
     limbo = sorted(limbo, key=lambda op: op.number)
     rows = dict(disk.live[line.name])
@@ -44,7 +56,7 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
             elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
                 del line.jobs[known.id]
                 completed = any(type(op.command) is Complete and op.command.id == known.id for op in limbo)  # of a run before, even
-                if known.run_id is not None and known.last and view.now >= known.until:
+                if (known.run_id is not None and known.last and view.now >= known.until) or may_have_lapsed(view, known):
                     known.vague = completed
                     line.dead.append(known)
                 elif not completed:
@@ -58,7 +70,8 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
             continue
         del line.jobs[known.id]
         seq = next((seq for seq, other in died.items() if _is_letter_of(other, known)), None)
-        over = known.vague or (known.run_id is not None and known.last and view.now >= known.until)
+        over = known.vague or (known.run_id is not None and known.last and (view.now >= known.until or _has_failed(known, limbo)))
+        over = over or may_have_lapsed(view, known)
         if seq is not None and over:
             del died[seq]
             line.dead.append(known)
@@ -66,7 +79,7 @@ def audit(disk: Disk, view: View, line: Line, limbo: list[Op], may_be_dropped: C
             raise Violation(f"acknowledged job {line.name}/{known.id} is lost")
 
     for row in rows.values():
-        line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts)
+        line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts, met=met)
         _believe(view, known, row, restarted=restarted)
     for row in died.values():
         raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
@@ -77,6 +90,10 @@ def _is_letter_of(row: Row, known: Known) -> bool:
     return row.id == known.id and known.seq in (-1, row.seq) and row.payload == known.payload and row.attempt == known.attempt
 
 
+def _has_failed(known: Known, limbo: list[Op]) -> bool:
+    return any(type(op.command) is Fail and op.command.run_id == known.run_id for op in limbo)
+
+
 def _completed(known: Known, limbo: list[Op]) -> bool:
     return any(
         type(op.command) is Complete and op.command.id == known.id and (op.command.run_id in (None, known.run_id) or known.vague)
@@ -84,7 +101,7 @@ def _completed(known: Known, limbo: list[Op]) -> bool:
     )
 
 
-def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool) -> Known:
+def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool, met: Callable[[Op], Known]) -> Known:
     """Find the request that a row comes from which nobody was told of."""
     for op in limbo:
         command = op.command
@@ -93,7 +110,7 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool) -> Known:
             and command.persist
             and (command.id, command.payload, op.clock) == (row.id, row.payload, row.created_at)
         ):
-            known = Known(op)
+            known = met(op)
             fresh = (row.status, row.attempt) == (READY, 0) or ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts)
             if not fresh or row.ready_at != known.ready_at or not _has_state(known, row, limbo):
                 raise Violation(f"{line.name}/{row.id} is stored as {row}, which nobody asked for")
@@ -124,8 +141,8 @@ def _compare(view: View, line: Line, known: Known, row: Row, limbo: list[Op], *,
         fits = now == (READY, attempt) or (now == (IN_FLIGHT, attempt + 1) and (nexts or known.vague))
         fits = fits or (known.vague and nexts and now == (IN_FLIGHT, attempt + 2))
     else:
-        back = any(type(op.command) is Undeliver and op.command.run_id == known.run_id for op in limbo)
-        over = view.now >= known.until
+        back = any(type(op.command) in (Undeliver, Release) and op.command.run_id == known.run_id for op in limbo)
+        over = view.now >= known.until or _has_failed(known, limbo)
         fits = (now == (IN_FLIGHT, attempt) and row.run_id == known.run_id) or (back and now == (READY, attempt - 1))
         fits = fits or (back and nexts and now == (IN_FLIGHT, attempt)) or (over and not known.last and now == (READY, attempt))
         fits = fits or (over and not known.last and nexts and now == (IN_FLIGHT, attempt + 1))
@@ -140,6 +157,8 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
     known.attempt = row.attempt
     known.state = row.state
     known.vague = False
+    extras = unpack_extras(row.extras)
+    known.put_off = extras.not_before if extras is not None else None
     if row.status == IN_FLIGHT:
         deadline = view.now + known.timeout_us
         if restarted:

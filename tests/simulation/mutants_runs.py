@@ -12,6 +12,7 @@ from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Undeliver
 from proteus_shards.core.holdings import Holdings
 from proteus_shards.core.model import Job, Row, Status
 from proteus_shards.core.queue import Queue
+from proteus_shards.core.runs import Runs
 from proteus_shards.core.shard import Shard
 from proteus_shards.shard import pump as pumping
 from tests.simulation.planting import Patch, mutant, rewrite
@@ -22,13 +23,13 @@ from tests.simulation.planting import Patch, mutant, rewrite
 @mutant
 def one_retry_too_many(patch: Patch) -> None:
     """A job dies one delivery late."""
-    rewrite(patch, Shard, "_expire", "job.max_retries < job.attempt", "job.max_retries + 1 < job.attempt")
+    rewrite(patch, Runs, "_end_badly", "job.max_retries < job.attempt", "job.max_retries + 1 < job.attempt")
 
 
 @mutant
 def one_retry_too_few(patch: Patch) -> None:
     """A job dies one delivery early."""
-    rewrite(patch, Shard, "_expire", "job.max_retries < job.attempt", "job.max_retries <= job.attempt")
+    rewrite(patch, Runs, "_end_badly", "job.max_retries < job.attempt", "job.max_retries <= job.attempt")
 
 
 @mutant

@@ -15,7 +15,7 @@ and is believed from then on.
 from __future__ import annotations
 
 from heapq import heappop
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from proteus_shards.core.commands import (
     Command,
@@ -25,16 +25,16 @@ from proteus_shards.core.commands import (
     Done,
     Enqueue,
     Heartbeat,
-    ListDead,
-    Listed,
     Next,
     Outcome,
     Reason,
     Refused,
     Undeliver,
 )
+from proteus_shards.core.commands_control import Fail, Release
 from tests.simulation.audit import audit
 from tests.simulation.disk import Disk, Violation
+from tests.simulation.semantics import Semantics
 from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View, is_vague, name_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is 
 PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
 
 
-class Oracle:
+class Oracle(Semantics):
     """Judges answers. Raises `Violation`."""
 
     def __init__(self, plan: Plan, disk: Disk) -> None:
@@ -57,6 +57,7 @@ class Oracle:
         self.count = 0
         self.fingerprint = 0
         self.wall_max = 0
+        self.resumed_at = 0  # the last request while queues were paused
 
     # --- what happens ------------------------------------------------------------------------------------------
 
@@ -112,6 +113,8 @@ class Oracle:
             self._heard(view, line, op, command)
         elif asked is Undeliver:
             self._undelivered(line, op, command)
+        elif asked is Fail or asked is Release:
+            self._ended(line, op, command)
         else:
             self._listed(view, line, op, outcome)
 
@@ -199,13 +202,15 @@ class Oracle:
 
     def _enqueued(self, view: View, line: Line, op: Op, command: Enqueue) -> None:
         there = line.jobs.get(command.id)
-        if there is not None and not self._may_have_died(there, op):
+        if there is not None and not self._may_have_died(there, op, view=view):
             raise Violation(f"{name_of(op)}: accepted, but a job of this id is there")
         if there is not None:
             self._die(line, there)
-        if len(line.jobs) >= self.plan.queue_jobs_max and not any(self._may_have_died(known, op) for known in line.jobs.values()):
+        if len(line.jobs) >= self.plan.queue_jobs_max and not any(
+            self._may_have_died(known, op, view=view) for known in line.jobs.values()
+        ):
             raise Violation(f"{name_of(op)}: accepted beyond queue_jobs_max")
-        known = line.jobs[command.id] = Known(op)
+        known = line.jobs[command.id] = self._met(op)
         if not command.persist:
             return
         row = self.disk.live[op.queue].get(command.id)
@@ -213,7 +218,7 @@ class Oracle:
             if row.ready_at != known.ready_at:
                 raise Violation(f"{name_of(op)}: stored under ready_at {row.ready_at}, not {known.ready_at}")
             known.seq = row.seq
-        elif not self._asked(view, op, Complete):
+        elif not self._asked(view, op, Complete) and not self._may_have_lapsed(view, known):
             raise Violation(f"{name_of(op)}: acknowledged before it was stored")
 
     def _delivered(self, view: View, line: Line, op: Op, jobs: list[Delivery]) -> None:
@@ -225,12 +230,15 @@ class Oracle:
             if known is None:
                 raise Violation(f"{name_of(op)}: {job.id} is delivered, which is not there")
             self._check_delivery(view, line, op, known, job)
+            self._check_semantics(view, line, op, known, job)
             known.attempt = job.attempt
             known.run_id = job.run_id
             known.until = view.now + known.timeout_us
             known.due_by = due = known.until + DELIVERING_US
             known.vague = False
             known.op.reached = 0
+            if job.extras is not None:
+                known.put_off = job.extras.not_before
             line.next_due = min(line.next_due, due)
             if known.persist:
                 row = self.disk.live[op.queue].get(job.id)
@@ -253,7 +261,13 @@ class Oracle:
         if known.run_id is not None:
             if view.now < known.until:
                 raise Violation(f"{name_of(op)}: {job.id} is delivered {known.until - view.now} us before its run has timed out")
-        elif known.run_at is not None and known.op.reached == NEVER and known.run_at > view.wall_max and not known.once_due:
+        elif (
+            known.run_at is not None
+            and known.op.reached == NEVER
+            and known.run_at > view.wall_max
+            and not known.once_due
+            and not known.back
+        ):
             raise Violation(f"{name_of(op)}: {job.id} is delivered before its run_at")
         if job.attempt != known.attempt + 1 and not (known.vague and job.attempt == known.attempt + 2):
             raise Violation(f"{name_of(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")
@@ -261,31 +275,23 @@ class Oracle:
             raise Violation(f"{name_of(op)}: {job.id} is delivered for the {job.attempt}th time with max_retries {known.max_retries}")
         if not op.exact and view.now == view.known_at:
             return  # what comes due in that moment goes to a poll before the rows that were read back
-        place, number = (known.ready_at, known.number), op.number
+        place = (-known.priority, known.ready_at, known.number)
         for other in line.jobs.values():
-            if (
-                other.run_id is None
-                and other.skip_before <= number
-                and (other.ready_at, other.number) < place
-                and not other.vague
-                and (other.run_at is None or other.op.reached < number)
-            ):
+            if (-other.priority, other.ready_at, other.number) < place and self._surely_waits(view, line, op, other):
                 raise Violation(f"{name_of(op)}: {job.id} is delivered before {other.id}, which is ahead of it")
 
     def _check_shortage(self, view: View, line: Line, op: Op, count: int) -> None:
-        plan, number = self.plan, op.number
+        plan = self.plan
         if not op.exact and view.now == view.known_at:
             return  # polls end first, then the store is taken as healed
         if view.draining or (plan.batch_rows_max or NEVER) <= count or (plan.batch_bytes_max is not None and count):
             return
-        for other in line.jobs.values():
-            if (
-                other.run_id is None
-                and other.skip_before <= number
-                and not other.vague
-                and (other.run_at is None or other.op.reached < number)
-                and not (op.away or view.away)
-            ):
+        if not count and op.exact and not op.away and not view.away:
+            self._settle_lapsed(view, line, op)
+        if self._is_limited(op):
+            return
+        for other in list(line.jobs.values()):
+            if not (op.away or view.away) and self._surely_waits(view, line, op, other):
                 raise Violation(f"{name_of(op)}: {other.id} is not delivered, though it is ready")
         command: Next = op.command
         if not count and op.exact and not op.away and not view.away:
@@ -323,49 +329,9 @@ class Oracle:
                 (row is None or row.state != known.state)
                 and not self._asked(view, op, Complete)
                 and not self._asked(view, op, Heartbeat)
-                and not self._may_have_died(known, op, view.now)
+                and not self._may_have_died(known, op, view.now, view=view)
             ):
                 raise Violation(f"{name_of(op)}: the state is acknowledged before it was stored")
-
-    def _undelivered(self, line: Line, op: Op, command: Undeliver) -> None:
-        known = line.jobs.get(command.id)
-        if known is None or (known.run_id != command.run_id and not is_vague(known, op)):
-            raise Violation(f"{name_of(op)}: done, but this run is over")
-        if known.run_id is not None:
-            known.attempt -= 1
-        known.run_id = None
-        known.vague = False
-        if known.persist:
-            row = self.disk.live[op.queue].get(command.id)
-            if row is not None and row.run_id == command.run_id:
-                raise Violation(f"{name_of(op)}: given back, but still stored as in flight")
-
-    def _listed(self, view: View, line: Line, op: Op, outcome: Any) -> None:
-        assert type(outcome) is Listed
-        command: ListDead = op.command
-        dead = list(line.dead)
-        died_at = 0
-        for letter in outcome.jobs:
-            alike = [known for known in dead if (known.id, known.payload) == (letter.id, letter.payload) and known.seq in (-1, letter.seq)]
-            exact = [known for known in alike if (known.attempt, known.state) == (letter.attempt, letter.state)]
-            found = next(iter(exact or alike), None)
-            if found is not None:
-                dead.remove(found)
-            else:
-                found = line.jobs.get(letter.id)
-                if found is None or not self._may_have_died(found, op, view.now):
-                    raise Violation(f"{name_of(op)}: {letter.id} is listed as dead, which it is not")
-                self._die(line, found)
-            if letter.attempt != found.attempt or letter.state != found.state or letter.reason != "timeout":
-                raise Violation(f"{name_of(op)}: {letter} has another attempt, state or reason")
-            if letter.died_at < died_at:
-                raise Violation(f"{name_of(op)}: not in the order of their deaths")
-            died_at = letter.died_at
-        if len(outcome.jobs) < command.count:
-            for known in dead:
-                if not self._may_be_dropped(known) and not known.vague:
-                    raise Violation(f"{name_of(op)}: dead letter {known.id} is lost")
-                line.dead.remove(known)
 
     # --- answers that say no -----------------------------------------------------------------------------------
 
@@ -381,7 +347,7 @@ class Oracle:
             if type(command) is not Enqueue or command.id not in line.jobs:
                 raise Violation(f"{name_of(op)}: refused as existing, but no such job is there")
         elif reason is Reason.NOT_FOUND:
-            self._not_found(line, op)
+            self._not_found(view, line, op)
         elif reason is Reason.BUSY:
             alone = type(command) is Enqueue and not command.persist and (op.queue, command.id) not in view.doubt
             away = op.away and not alone
@@ -402,13 +368,13 @@ class Oracle:
         else:
             raise Violation(f"{name_of(op)}: {outcome}")
 
-    def _not_found(self, line: Line, op: Op) -> None:
+    def _not_found(self, view: View, line: Line, op: Op) -> None:
         command = op.command
         known = line.jobs.get(command.id)
         if known is None or is_vague(known, op):
             return
         if type(command) is Complete and command.run_id is None:
-            if not self._may_have_died(known, op):
+            if not self._may_have_died(known, op, view=view):
                 raise Violation(f"{name_of(op)}: not found, but it is there")
         elif known.run_id is not None and command.run_id in (None, known.run_id) and op.sent < known.until:
             raise Violation(f"{name_of(op)}: not found, but its run lasts for another {known.until - op.sent} us")
@@ -454,9 +420,12 @@ class Oracle:
                 self._die(line, known)
             else:
                 known.run_id = None
+                known.put_off = NEVER if known.backoff or self.plan.settings.backoff else None
         line.next_due = next_due
 
-    def _may_have_died(self, known: Known, op: Op, now: int = 0) -> bool:
+    def _may_have_died(self, known: Known, op: Op, now: int = 0, *, view: View | None = None) -> bool:
+        if view is not None and self._may_have_lapsed(view, known):
+            return True
         when = max(op.applied, now) if op.exact else NEVER
         return known.vague or (known.run_id is not None and known.last and when >= known.until)
 
@@ -493,4 +462,4 @@ class Oracle:
         line = self.lines.get(queue)
         if line is None:
             line = self.lines[queue] = Line(queue)
-        audit(self.disk, view, line, limbo, self._may_be_dropped, restarted=restarted)
+        audit(self.disk, view, line, limbo, self._may_be_dropped, restarted=restarted, met=self._met, may_have_lapsed=self._may_have_lapsed)

@@ -11,6 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from proteus_shards.core.holdings import Limits
+from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, BackoffSettings, QueueSettings, RateSettings
 
 T = TypeVar("T")
 
@@ -76,7 +77,32 @@ class Plan:
         self.dead_max = pick((0, 1, 2)) if small and chance(0.5) else 100_000
         self.dead_us_max = 20 * SECOND if small and chance(0.3) else 30 * DAY
 
+        self._draw_semantics()
         self.limits = self._limits()
+
+    def _draw_semantics(self) -> None:
+        """Draw what jobs and queues are asked for beside the plain: in half of the seeds nothing."""
+        pick, chance = self._pick, self._chance
+        rich = chance(0.5)
+        self.keyed = pick((0.0, 0.6, 1.0)) if rich else 0.0
+        self.keys = tuple("klmn"[: pick((1, 2, 4))])
+        self.ranked = pick((0.0, 0.0, 0.5)) if rich else 0.0
+        self.mortal = pick((0.0, 0.0, 0.3)) if rich else 0.0
+        self.failed = pick((0.0, 0.1, 0.3)) if rich else 0.0
+        self.backing_off = pick((0.0, 0.3)) if rich else 0.0
+        self.settings = DEFAULT_SETTINGS
+        if rich:
+            self.row_bytes_max = None
+            limit = pick(("", "", "", "max_in_flight", "rate", "paused"))
+            self.settings = QueueSettings(
+                on_retry="skip" if chance(0.4) else "hold",
+                delayed_head="hold" if chance(0.3) else "pass",
+                backoff=BackoffSettings(seconds=pick((0.5, 3.0)), factor=pick((1.0, 2.0)), seconds_max=10.0) if chance(0.3) else None,
+                ttl=8.0 if chance(0.1) else None,
+                max_in_flight=pick((1, 2)) if limit == "max_in_flight" else None,
+                rate=RateSettings(jobs=pick((2, 20)), seconds=pick((1.0, 10.0)), burst=pick((None, 1))) if limit == "rate" else None,
+                paused=limit == "paused",
+            )
 
     def _limits(self) -> Limits:
         return Limits(

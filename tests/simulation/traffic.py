@@ -6,13 +6,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from proteus_shards.core.commands import Command, Complete, Delivery, Enqueue, Heartbeat, ListDead, Next, Undeliver
+from proteus_shards.core.commands import Command, Complete, Delivery, Enqueue, Heartbeat, ListDead, Next, Options, Undeliver
+from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.extras import Backoff
 from tests.simulation.disk import POISON
 from tests.simulation.plan import SECOND, Plan
 
 Run: TypeAlias = tuple[str, str, bytes]
 
 REMEMBERED = 40
+DELAY_US_MAX = 10 * SECOND
 
 
 class Traffic:
@@ -81,7 +84,16 @@ class Traffic:
             payload,
             None if draw() < 0.8 else b"0",
             run_at,
+            self._options() if plan.keyed or plan.ranked or plan.mortal or plan.backing_off else None,
         )
+
+    def _options(self) -> Options | None:
+        draw, plan = self._random, self.plan
+        key = plan.keys[int(draw() * len(plan.keys))] if draw() < plan.keyed else None
+        priority = int(draw() * 4) - 1 if draw() < plan.ranked else 0
+        ttl_us = int(draw() * 8 * SECOND) if draw() < plan.mortal else None
+        backoff = Backoff(int(draw() * 4 * SECOND), 1.0 + int(draw() * 2), DELAY_US_MAX) if draw() < plan.backing_off else None
+        return Options(key, priority, ttl_us, backoff) if key or priority or ttl_us is not None or backoff else None
 
     def _about_a_run(self, queue: str, kind: float) -> Command:
         draw, plan = self._random, self.plan
@@ -95,6 +107,10 @@ class Traffic:
             )
         if draw() < plan.undelivered:
             return Undeliver(*run)
+        if plan.failed and draw() < plan.failed:
+            if draw() < 0.4:
+                return Release(*run, 0 if draw() < 0.5 else int(draw() * 3 * SECOND))
+            return Fail(*run, None if draw() < 0.3 else f"e{int(draw() * 99)}", None if draw() < 0.5 else int(draw() * 3 * SECOND))
         if kind < 0.86:
             return Complete(*run)
         return Heartbeat(*run, None if draw() < 0.4 else b"" if draw() < 0.1 else b"%d" % int(draw() * 99))

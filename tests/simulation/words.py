@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappush
 from typing import Any
 
-from proteus_shards.core.commands import Enqueue, Next
+from proteus_shards.core.commands import Enqueue, Next, Options
 
 SECOND = 1_000_000
 NEVER = 1 << 62
@@ -14,7 +14,7 @@ NEVER = 1 << 62
 class Op:
     """One request as a shard met it."""
 
-    __slots__ = ("applied", "away", "clock", "command", "exact", "failures", "number", "queue", "reached", "sent", "unknowns")
+    __slots__ = ("applied", "away", "clock", "command", "exact", "failures", "number", "queue", "reached", "sent", "unknowns", "wall")
 
     def __init__(self, number: int, command: Any, view: View, sent: int | None) -> None:
         self.number = number
@@ -23,6 +23,7 @@ class Op:
         self.applied = view.now
         self.sent = view.now if sent is None else sent
         self.clock = view.clock
+        self.wall = view.wall
         self.away = view.away
         self.failures = view.failures
         self.unknowns = view.unknowns
@@ -34,7 +35,7 @@ class Known:
     """A job that must be there. `run_id` is None while it waits."""
 
     __slots__ = (
-        "attempt", "created_at", "due_by", "id", "max_retries", "number", "once_due", "op", "payload", "persist", "ready_at", "run_at", "run_id",
+        "attempt", "backoff", "created_at", "due_by", "error", "expires_at", "id", "key", "max_retries", "number", "once_due", "op", "payload", "persist", "priority", "put_off", "ready_at", "run_at", "run_id",
         "seq", "skip_before", "state", "timeout_us", "until", "vague",
     )  # fmt: skip
 
@@ -59,7 +60,19 @@ class Known:
         self.skip_before = 0  # requests up to this number may not have found it
         self.once_due = False  # its run_at was reached, but the clock has been set back since: it may be scheduled again
         self.seq = -1  # where its row is known
+        options = command.options or Options()
+        self.key = options.key
+        self.priority = options.priority
+        self.backoff = options.backoff
+        self.expires_at = None if options.ttl_us is None else max(op.wall, run_at or 0) + options.ttl_us
+        self.put_off: int | None = None  # it is not to be delivered before; NEVER: nobody knows when
+        self.error: tuple[int, str | None] | None = None  # of the attempt that failed last
         self.vague = False  # given back by the pump in a commit that failed: waiting, or in flight
+
+    @property
+    def back(self) -> bool:
+        """Whether it was given out before, or put off."""
+        return self.attempt > 0 or self.put_off is not None
 
     @property
     def last(self) -> bool:
@@ -84,6 +97,8 @@ class View:
 
     def __init__(self, queues: list[str], now: int, wall: int) -> None:
         self.queues = queues
+        self.began = now
+        self.given: dict[str, int] = {}  # deliveries by queue
         self.now = now
         self.wall = self.wall_max = self.clock = wall
         self.away = False
