@@ -9,6 +9,7 @@ import msgspec
 from proteus_shards.core import holdings, model, runs
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.core.deliveries import Deliveries
+from proteus_shards.core.extras import Attempt
 from proteus_shards.core.holdings import Holdings
 from proteus_shards.core.keys import Keys
 from proteus_shards.core.model import Job, Row, Status
@@ -112,7 +113,7 @@ def failure_spends_no_retry(patch: Patch) -> None:
 @mutant
 def failures_never_kill(patch: Patch) -> None:
     """A job without retries left comes back after a failure."""
-    rewrite(patch, Runs, "_end_badly", "if last:\n            job.reason", "if last and outcome == 'timeout':\n            job.reason")
+    rewrite(patch, Runs, "_end_badly", "last = 0 <= job.max_retries", "last = outcome == 'timeout' and 0 <= job.max_retries")
 
 
 @mutant
@@ -148,8 +149,7 @@ def history_not_written(patch: Patch) -> None:
 @mutant
 def errors_forgotten(patch: Patch) -> None:
     """The text of a failure is not kept."""
-    made = runs.Attempt
-    patch(runs, "Attempt", lambda number, began, ended, outcome, _error: made(number, began, ended, outcome, None))
+    patch(runs, "Attempt", lambda number, began, ended, outcome, _error: Attempt(number, began, ended, outcome, None))
 
 
 # --- ttl and limits --------------------------------------------------------------------------------------------------------
@@ -158,11 +158,8 @@ def errors_forgotten(patch: Patch) -> None:
 @mutant
 def ttl_drops_silently(patch: Patch) -> None:
     """A job whose ttl is over is gone, and no dead letter tells of it."""
-    rewrite(patch, Deliveries, "_lapse", "queue.place(job, _LAPSE[job.status])", "self._weigh(queue, -footprint(job)); queue.place(job, Status.GONE)")  # fmt: skip
-    deliveries = Deliveries._lapse.__globals__
-    patch_globals = {"Status": Status}
-    for name, value in patch_globals.items():
-        deliveries.setdefault(name, value)
+    gone = "self._weigh(queue, -footprint(job)); queue.place(job, TRANSITIONS[Verb.DROP][DEAD])"
+    rewrite(patch, Deliveries, "_lapse", "queue.place(job, _LAPSE[job.status])", gone)
 
 
 @mutant
