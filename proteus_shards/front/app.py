@@ -74,12 +74,12 @@ def make_app(
     page = page or Page(router, settings)
     if not metrics_only:
         add_native_routes(app, router, settings, page.crash_loops)
-        add_relay_routes(app, router, settings)
     else:
         add_probe_routes(app, router, settings, page.crash_loops)
     add_metrics_route(app, page)
     if not metrics_only:
         add_openapi_routes(app, settings)
+        add_relay_routes(app, router, settings)  # behind those who take HEAD from what is there
     if viewers is not None:  # a page and its files, no part of the API
         add_dashboard_routes(app, viewers)
 
