@@ -100,6 +100,14 @@ class Loop(msgspec.Struct, frozen=True, tag="loop"):
     depth: int = 8
 
 
+class RelayLife(msgspec.Struct, frozen=True, tag="relay-life"):
+    """Enqueue, next and complete in the words of relay's second generation, one request at a time; connection `c` alone uses slot `c`. Ids and payloads are checked."""
+
+    family: Family
+    seconds: float
+    depth: int = 8
+
+
 class Paced(msgspec.Struct, frozen=True, tag="paced"):
     """Enqueue at arrival times that are fixed beforehand (Poisson), whatever the server does. Latency counts from the arrival time."""
 
@@ -145,7 +153,7 @@ class Library(msgspec.Struct, frozen=True, tag="library"):
     size: int
 
 
-Work = Fill | Take | Enqueue | Next | Life | Batch | EnqueueArrays | CompleteArrays | Loop | Paced | Wake | Beanstalk | Library
+Work = Fill | Take | Enqueue | Next | Life | Batch | EnqueueArrays | CompleteArrays | Loop | RelayLife | Paced | Wake | Beanstalk | Library
 
 
 class Order(msgspec.Struct, frozen=True):

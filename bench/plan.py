@@ -104,6 +104,12 @@ SCENARIOS: dict[str, Scenario] = {
         requests=2,
         predicted={"memory/1": (15_000, 22_000), "sqlite-full/1": (7_000, 13_000)},
     ),
+    "relay-life": Scenario(
+        measure=scenarios.relay_life,
+        unit="jobs/s",
+        requests=3,
+        predicted={"memory/1": (5_000, 9_000), "sqlite-full/1": (3_500, 6_500)},
+    ),
     "mixed": Scenario(
         measure=scenarios.mixed, unit="jobs/s", requests=4, predicted={"memory/1": (8_000, 12_000), "sqlite-full/1": (4_500, 8_000)}
     ),

@@ -112,6 +112,14 @@ def loop(run: Run, subject: Subject, target: Target) -> Sample:
     return run.measure(target, run.loop(target, family, run.options.seconds, connections=run.options.connections))
 
 
+def relay_life(run: Run, subject: Subject, target: Target) -> Sample:
+    """Measure the jobs that go through enqueue, next and complete in relay's words a second: three requests each, every answer read."""
+    connections = run.options.connections
+    family = msgspec.structs.replace(run.family(subject), slots=balanced("relay", connections, subject.shards))
+    work = load.RelayLife(family, run.options.seconds)
+    return run.measure(target, lambda meter: run.own(target, work, meter))
+
+
 def mixed(run: Run, subject: Subject, target: Target) -> Sample:
     """Measure whole lives, half of them in one hot queue, the others spread over cold ones."""
     cold = balanced("cold", run.options.cold_queues, subject.shards)

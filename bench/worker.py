@@ -27,6 +27,7 @@ from bench.load import (
     Next,
     Order,
     Paced,
+    RelayLife,
     Take,
     Wake,
 )
@@ -34,6 +35,7 @@ from bench.works import BatchSession, EnqueueSession, FillSession, LifeSession, 
 from bench.works_arrays import CompleteArraysSession, EnqueueArraysSession, LoopSession
 from bench.works_beanstalk import BeanstalkSession
 from bench.works_libraries import LibrarySession, library_session
+from bench.works_relay import RelayLifeSession
 from bench.works_timed import PacedSession, WakeSession
 
 SESSIONS: dict[type, Callable[[Order], Session | LibrarySession]] = {
@@ -46,6 +48,7 @@ SESSIONS: dict[type, Callable[[Order], Session | LibrarySession]] = {
     EnqueueArrays: EnqueueArraysSession,
     CompleteArrays: CompleteArraysSession,
     Loop: LoopSession,
+    RelayLife: RelayLifeSession,
     Paced: PacedSession,
     Wake: WakeSession,
     Beanstalk: BeanstalkSession,
