@@ -22,16 +22,7 @@ th,td{text-align:left;vertical-align:top;border-top:1px solid var(--line);paddin
 .method{display:inline-block;min-width:4.5rem;font-weight:600}.get{color:var(--get)}.post{color:var(--post)}.put{color:var(--put)}
 .patch{color:var(--patch)}.delete{color:var(--delete)}.head{color:var(--head)}.wide{overflow-x:auto}
 """
-_BOUNDS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "more than",
-    "maximum": "at most",
-    "minLength": "characters, at least",
-    "maxLength": "characters, at most",
-    "minItems": "entries, at least",
-    "maxItems": "entries, at most",
-    "default": "default",
-}
+_BOUNDS = (("minimum", "maximum", ""), ("minLength", "maxLength", " characters"), ("minItems", "maxItems", " entries"))
 
 
 def docs_page(document: dict[str, Any]) -> bytes:
@@ -110,13 +101,21 @@ def _value(schema: dict[str, Any]) -> str:
             return " or ".join(_value(part) for part in schema[word])
     if "enum" in schema or "const" in schema:
         return " or ".join(f"<code>{escape(_json(each))}</code>" for each in schema.get("enum", [schema.get("const")]))
-    bounds = [f"{words} {escape(_json(schema[bound]))}" for bound, words in _BOUNDS.items() if bound in schema]
+    bounds = [f"{_range(schema.get(low), schema.get(high))}{what}" for low, high, what in _BOUNDS if low in schema or high in schema]
+    bounds += [f"more than {_json(schema['exclusiveMinimum'])}"] if "exclusiveMinimum" in schema else []
+    bounds += [f"default {escape(_json(schema['default']))}"] if "default" in schema else []
     kind = escape(str(schema.get("type", "any JSON")))
     if kind == "array":
         kind = f"array of {_value(schema['items'])}"
     elif schema.get("format"):
         kind = escape(schema["format"])
     return ", ".join([kind, *bounds])
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {_json(low)}"
+    return f"at most {_json(high)}" if low is None else f"{_json(low)} to {_json(high)}"
 
 
 def _text(text: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from proteus_shards.client import (
     AsyncClient,
+    Backoff,
     Client,
     Conflict,
     Invalid,
@@ -59,6 +60,27 @@ def test_the_bytes_of_a_payload_come_back(client: Client) -> None:
 
     assert job is not None
     assert bytes(job.payload_json) == b'{"a": 1.0,  "\\u00e9": 18446744073709551616}'
+
+
+def test_an_enqueue_that_is_sent_twice_with_one_key_enqueues_once(client: Client) -> None:
+    """Both are told the same, and another request under that key is refused."""
+    for _ in range(2):
+        assert "1" == client.enqueue("once", id="1", timeout=30, idempotency_key="a-key")
+
+    assert ["1"] == [job.id for job in client.next_many("once", 10)]
+    with pytest.raises(Invalid):
+        client.enqueue("once", id="2", timeout=30, idempotency_key="a-key")
+
+
+def test_what_a_job_has_beside_its_plain_fields_goes_along(client: Client) -> None:
+    """Ordering key, priority, backoff, and the trace of its producer."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    client.enqueue("rich", timeout=30, key="k", priority=3, ttl=60, backoff=Backoff(seconds=2), traceparent=trace)
+    job = client.next("rich")
+
+    assert job is not None
+    assert job.backoff is not None
+    assert ("k", 3, 2.0, trace) == (job.key, job.priority, job.backoff.seconds, job.trace)
 
 
 def test_odd_names_arrive_as_they_are(client: Client) -> None:
