@@ -251,7 +251,10 @@ def offer(port: int, seconds: float, rate: float | None, first: int, *, kept: bo
 
     def receive(sock: socket.socket) -> None:
         since, data = waiting[sock]
+        known = data.count(b"HTTP/1.1 202")
         data += sock.recv(65536)
+        if time.monotonic() < began + seconds:
+            load.accepted += data.count(b"HTTP/1.1 202") - known
         heads = re.findall(rb"HTTP/1\.1 (\d{3}) ", data)
         if len(heads) < BURST or (b"problem" in data and not data.endswith(b"}")):
             waiting[sock] = (since, data)
@@ -259,8 +262,6 @@ def offer(port: int, seconds: float, rate: float | None, first: int, *, kept: bo
         del waiting[sock]
         idle.append(sock)
         load.statuses.update(head.decode() for head in heads)
-        if time.monotonic() < began + seconds:
-            load.accepted += heads.count(b"202")
         (load.accepted_ms if set(heads) == {b"202"} else load.refused_ms).append(1000 * (time.monotonic() - since))
 
     due = began
@@ -288,14 +289,19 @@ def overload(seconds: float, *options: str, kept: bool = False) -> dict[str, flo
     """Return what three times the capacity does to goodput, latency and memory."""
     with server(*options) as (port, process):
         offer(port, 1.0, None, 0, kept=kept)
+        before = cpu_seconds(process)
         capacity = offer(port, seconds, None, 10**8, kept=kept)
+        cores = (cpu_seconds(process) - before) / seconds
         rate = 3 * capacity.goodput
         offer(port, 1.0, rate, 2 * 10**8, kept=kept)
         memory = resident_mib(process)
+        before = cpu_seconds(process)
         load = offer(port, seconds, rate, 3 * 10**8, kept=kept)
         per_job = (resident_mib(process) - memory) * 2**20 / max(1, load.statuses["202"])
         return {
             "capacity_per_second": capacity.goodput,
+            "capacity_cores": cores,
+            "overload_cores": (cpu_seconds(process) - before) / seconds,
             "offered_per_second": load.offered / seconds,
             "goodput_per_second": load.goodput,
             "goodput_share": load.goodput / capacity.goodput,
