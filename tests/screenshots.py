@@ -36,6 +36,10 @@ VARIANTS: dict[str, tuple[ViewportSize, str]] = {
     "phone-light": (PHONE, "light"),
     "phone-dark": (PHONE, "dark"),
 }
+SMALL: dict[str, tuple[ViewportSize, str]] = {  # for the README
+    "small-light": ({"width": 1240, "height": 775}, "light"),
+    "small-dark": ({"width": 1240, "height": 775}, "dark"),
+}
 SETTLE_MS = 2500
 
 
@@ -54,9 +58,9 @@ PAGES = {
     "schedules": at(view="schedules"),
 }
 README = {
-    "overview": (PAGES["overview"], "desktop-light"),
-    "queue": (PAGES["in-flight"], "desktop-dark"),
-    "phone": (PAGES["job"], "phone-light"),
+    "overview": (PAGES["overview"], "small-light"),
+    "job": (PAGES["job"], "small-dark"),
+    "phone": (PAGES["queues"], "phone-light"),
 }
 
 
@@ -92,7 +96,7 @@ class Traffic:
 
     def _produce(self, connection: http.client.HTTPConnection) -> None:
         jobs = []
-        for _ in range(int(7 + 5 * math.sin(time.monotonic() / 8) + random.random() * 2)):
+        for _ in range(int(3 + 2.4 * math.sin(time.monotonic() / 8) + random.random())):
             number = random.randrange(10**9)
             job = {
                 "id": f"{number:x}",
@@ -178,7 +182,7 @@ def busy(queues: int, seconds: float) -> Iterator[Server]:
 
 def take(browser: Browser, server: Server, path: str, variant: str, file: Path, *, whole: bool = True) -> None:
     """Take one picture."""
-    viewport, scheme = VARIANTS[variant]
+    viewport, scheme = (VARIANTS | SMALL)[variant]
     context = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(server.url + path)

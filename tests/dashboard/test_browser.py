@@ -434,3 +434,29 @@ def test_a_page_asks_for_a_token_where_one_is_needed(browser: Browser, tmp_path:
             assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
     finally:
         site.stop()
+
+
+def test_a_schedule_is_made_paused_and_deleted(browser: Browser, site: Server) -> None:
+    """Its job goes to the byte through each change."""
+    with watched(browser, site.url) as tab:
+        page = tab.open("/?view=schedules")
+        page.get_by_role("button", name="New schedule…").click()
+        dialog = page.locator("dialog")
+        dialog.get_by_label("Queue", exact=True).fill("by the clock")
+        dialog.get_by_label("Name", exact=True).fill("nightly")
+        dialog.get_by_label("Cron", exact=True).fill("0 3 * * *")
+        dialog.get_by_label("Time zone", exact=True).fill("Europe/Berlin")
+        dialog.get_by_label("Job", exact=True).fill('{"timeout": 60, "payload": {"n": 12345678901234567890}}')
+        confirm(page, "Save")
+        row = page.get_by_role("row", name="nightly")
+        expect(row).to_contain_text("0 3 * * * Europe/Berlin")
+        row.get_by_role("button", name="Pause").click()
+        confirm(page, "Pause")
+        expect(row.locator(".badge")).to_have_text("paused")
+        kept = site.request("GET", "/schedule?queue=by+the+clock&name=nightly")
+        assert b"12345678901234567890" in kept.body
+        assert kept.json()["paused"] is True
+        row.get_by_role("button", name="Delete").click()
+        confirm(page, "Delete")
+        expect(row).to_have_count(0)
+    assert site.request("GET", "/schedule?queue=by+the+clock&name=nightly").status == 404
