@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure: bool = False
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    metrics_relay: bool = False
+    otel_endpoint: str = ""
     dashboard: bool = True
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -139,6 +141,9 @@ SETTINGS_HELP: dict[str, str] = {
     "insecure": "listen on addresses that others can reach though nobody is asked who they are",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, /health and /ready, plain HTTP without tokens, beside the one on port; 0: none",
+    "metrics_relay": "show relay's metric names on GET /metrics, beside those of this server: counters, by queue for as many as metrics_queues_max",
+    "otel_endpoint": "base URL of a collector of OpenTelemetry (OTLP over HTTP), such as http://127.0.0.1:4318, to be told of enqueues, deliveries and completions of jobs "
+    "that are traced; needs the extra otel. OTEL_* variables say the rest",
     "dashboard": "show a dashboard at /; off: nothing is there",
     "log_format": "auto is console on a terminal and json elsewhere",
     "log_level": "the least level that is logged",
@@ -245,6 +250,7 @@ _KINDS: dict[type[msgspec.inspect.Type], Kind] = {
 }
 _UNITS = {"kib": KIB, "mib": MIB, "gib": GIB}
 _SIZE = re.compile(r"(\d{1,15})\s*([kmg]ib)", re.IGNORECASE)
+_COLLECTOR = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -424,6 +430,10 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
     for name in ("tls_key", "tls_client_ca"):
         if getattr(settings, name) and not settings.tls_cert:
             raise SettingError(f"{sources[name]} needs tls_cert, the certificate to serve with")
+    if settings.otel_endpoint and _COLLECTOR.fullmatch(settings.otel_endpoint) is None:
+        raise SettingError(
+            f"{sources['otel_endpoint']} must be http://HOST:PORT or https://HOST, perhaps with a path, and without a user, a password or a query"
+        )
     if settings.metrics_host != LOOPBACK and not settings.metrics_port:
         raise SettingError(f"{sources['metrics_host']} needs metrics_port, the port to serve on")
     if not (is_loopback(settings.host) or settings.tokens_file or settings.tls_client_ca or settings.insecure):

@@ -152,7 +152,22 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
-_GOING_ON = frozenset(name for name, metric in METRICS.items() if metric.kind != "gauge")
+_RELAYS_LABELS = ("endpoint", "type", "queue")
+RELAY_METRICS: dict[str, Metric] = {  # by option, under relay's names; see `front.relay_metrics`
+    "http_request": Metric("counter", _RELAYS_LABELS, "requests by endpoint and queue"),
+    "errors": Metric("counter", _RELAYS_LABELS, "what was refused, timed out or has used up its retries"),
+    "retries": Metric("counter", _RELAYS_LABELS, "jobs that went back to their queue"),
+    "enqueued": Metric("counter", _RELAYS_LABELS, "jobs accepted"),
+    "fetched": Metric("counter", _RELAYS_LABELS, "jobs delivered"),
+    "heartbeat": Metric("counter", _RELAYS_LABELS, "heartbeats accepted"),
+    "rescheduled": Metric("counter", _RELAYS_LABELS, "jobs rescheduled"),
+    "requeue": Metric("counter", _RELAYS_LABELS, "jobs added as another one was completed"),
+    "completed": Metric("counter", _RELAYS_LABELS, "runs completed"),
+    "deleted": Metric("counter", _RELAYS_LABELS, "jobs completed or deleted without a run id"),
+    "get": Metric("counter", _RELAYS_LABELS, "jobs looked at"),
+}
+
+_GOING_ON = frozenset({name for name, metric in METRICS.items() if metric.kind != "gauge"} | RELAY_METRICS.keys())
 _locks: list[int] = []  # descriptors, open as long as this process runs
 _decoder = msgspec.msgpack.Decoder(list[Sample])
 
@@ -197,10 +212,14 @@ class Tally:
             self._write(self._path, merged)
         return merged
 
+    def before(self) -> list[Sample]:
+        """Return what an earlier process had counted."""
+        return [(name, list(labels), value) for (name, *labels), value in self._before.items()]
+
     def clear_gauges(self) -> None:
         """Leave only counters in the file, if there is one: its process is gone."""
         if self._path is not None and self._path.exists():
-            self._write(self._path, [(name, list(labels), value) for (name, *labels), value in self._before.items()])
+            self._write(self._path, self.before())
 
     def _write(self, path: Path, samples: list[Sample]) -> None:
         try:
@@ -253,7 +272,7 @@ def take_file(run_dir: str, process: str) -> str:
 def read_tally(path: Path) -> list[Sample]:
     """Return what a process last wrote, or nothing where it has written nothing yet."""
     try:
-        return [sample for sample in _decoder.decode(path.read_bytes()) if sample[0] in METRICS]
+        return [sample for sample in _decoder.decode(path.read_bytes()) if sample[0] in METRICS or sample[0] in RELAY_METRICS]
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError) as error:

@@ -62,6 +62,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "hypercorn": ("front/",),
     "httptools": ("front/",),
     "prometheus_client": ("front/",),
+    "opentelemetry": ("front/telemetry.py",),
     "httpx2": ("client/",),
     "anyio": ("client/",),
     "shtab": ("commands/completion.py",),

@@ -144,7 +144,9 @@ class Reason(IntEnum):
 
 
 class Done(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=101):
-    """It was done, and a persisted part of it is durable."""
+    """It was done, and a persisted part of it is durable. `trace` is that of a job that was completed, where it has one."""
+
+    trace: str | None = None
 
 
 class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False):

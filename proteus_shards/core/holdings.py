@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 import msgspec
 
-from proteus_shards.core.commands import Delivered, Enqueue, Outcome
+from proteus_shards.core.commands import Delivered, Done, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
 from proteus_shards.core.extras import extras_bytes, unpack_extras
 from proteus_shards.core.ledger import Image, Ledger, Note, Undo, footprint
@@ -364,6 +364,8 @@ class Holdings:
                     histogram[-1] += waited
         elif answer is COMPLETED:
             counters.completed += 1
+            if job is not None and job.extras is not None and job.extras.trace is not None:
+                answer = Done(job.extras.trace)
             if job is not None and job.started_at and type(image) is tuple and image[0] is IN_FLIGHT:
                 ran, histogram = self._clock - job.started_at, counters.ran_us
                 histogram[bisect_left(RUN_BOUNDS_US, ran)] += 1

@@ -104,6 +104,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         report(Failed(str(error), final=True))
         sys.exit(1)
     page.more.append(partial(server.samples, str(boot.front)))
+    flush = telemetry(router, settings, boot.front)
     server_drain_seconds = max(settings.drain_seconds_max - 2 * SETTLE_SECONDS_MAX, settings.drain_seconds_max / 2)
 
     def drain(reason: str) -> None:
@@ -138,6 +139,8 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
             report(Ready())
         await router.wait_settled()
         page.keep()
+        if flush is not None:
+            await flush()
         log.info("drained")
         nursery.cancel_scope.cancel()
 
@@ -149,6 +152,20 @@ def _access_of(settings: Settings) -> Access | None:
     except SettingError as error:
         report(Failed(str(error), final=True))
         sys.exit(1)
+
+
+def telemetry(router: Router, settings: Settings, front: int) -> Callable[[], Awaitable[None]] | None:
+    """Let a collector be told, where one is named. Returns what tells it the rest in the end."""
+    if not settings.otel_endpoint:
+        return None
+    try:
+        from proteus_shards.front.telemetry import Telemetry  # noqa: PLC0415 an extra brings what it needs
+    except ImportError as error:
+        report(Failed(f"otel_endpoint needs the extra otel, which brings {error.name}: pip install 'proteus-shards[otel]'", final=True))
+        sys.exit(1)
+    told = Telemetry(settings.otel_endpoint, front)
+    router.watches += (told,)
+    return told.flush
 
 
 async def watch_signals(drain: Callable[[str], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -33,11 +33,13 @@ from proteus_shards.core.model import SECOND_US
 from proteus_shards.front.answers import Answer
 from proteus_shards.front.counts import limit_samples, problem_samples
 from proteus_shards.front.link import Link
+from proteus_shards.front.relay_metrics import RelayCounts, queues_named, relay_page
 from proteus_shards.front.responses import response_of
 from proteus_shards.front.router import Router
 from proteus_shards.tally import (
     CRASH_LOOP_MIN,
     METRICS,
+    RELAY_METRICS,
     TICK_SECONDS,
     WRITE_TICKS,
     Tally,
@@ -68,6 +70,10 @@ class Page:
         self._tally = Tally(run_dir, f"front-{front}", self._file)
         self._queues: dict[int, list[QueueMeasure]] = {}  # by shard, as it last said
         self._shown: dict[str, None] = {}
+        if settings.metrics_relay:
+            counts = RelayCounts(settings.metrics_queues_max, queues_named(self._tally.before()))
+            router.watches += (counts,)
+            self.more.append(counts.samples)
 
     def crash_loops(self) -> dict[str, int]:
         """Return the processes that end soon after each start, and how often in a row each has."""
@@ -78,7 +84,8 @@ class Page:
         """Put the page together."""
         samples = await self.samples()
         samples += self._queue_samples(samples)
-        return generate_latest(_registry_of(samples))
+        page = generate_latest(_registry_of(samples))
+        return page + relay_page(samples) if self._settings.metrics_relay else page
 
     async def samples(self) -> list[Sample]:
         """Return the samples of all processes, but for those of queues. Several of one name and the same labels are to be summed."""
@@ -203,6 +210,8 @@ class _Samples(Collector):
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._by_name: dict[str, dict[tuple[str, ...], float | list[float]]] = {name: {} for name in METRICS}
         for name, labels, value in samples:
+            if name in RELAY_METRICS:
+                continue
             rows = self._by_name[name]
             key = tuple(labels)
             rows[key] = plus(value, rows[key]) if key in rows else value

@@ -17,6 +17,7 @@ from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
 from proteus_shards.front.operations import QueueCommand
 from proteus_shards.front.pending import UNSETTLED, OnOutcomes, OnReply
+from proteus_shards.front.watching import End, Watch, watched
 
 
 class Router:
@@ -29,6 +30,7 @@ class Router:
         self.draining = False
         self.bodies = Budget("bodies_bytes_max", settings.bodies_bytes_max)  # of requests that are not whole yet
         self.answers = Budget("answers_bytes_max", settings.answers_bytes_max)  # that no client has taken yet
+        self.watches: tuple[Watch, ...] = ()
         self.counts = RequestCounts()  # of all that is asked of this front, whoever serves it
 
     def link_of(self, queue: str) -> Link:
@@ -37,15 +39,34 @@ class Router:
 
     def submit(self, command: QueueCommand, on_reply: OnReply) -> tuple[Link, int] | Refused:
         """Send a command to the shard of its queue; see `Link.submit`. Returns the link and the number, to abandon it by."""
+        if self.watches:
+            return self._submit_watched(command, on_reply)
         link = self.link_of(command.queue)
         number = link.submit(self._timely(command), on_reply)
         return number if isinstance(number, Refused) else (link, number)
+
+    def _submit_watched(self, command: QueueCommand, on_reply: OnReply) -> tuple[Link, int] | Refused:
+        (command,), end = watched(self.watches, (command,))
+
+        def take(outcome: Outcome) -> None:
+            (outcome,) = end((outcome,))
+            on_reply(outcome)
+
+        link = self.link_of(command.queue)
+        number = link.submit(self._timely(command), take)
+        if isinstance(number, Refused):
+            end((number,))
+            return number
+        return link, number
 
     def submit_all(self, commands: Sequence[QueueCommand], on_outcomes: OnOutcomes) -> None:
         """Send commands, those of one shard in one frame and in order; see `Link.submit_all`.
 
         `on_outcomes` is called once with the outcomes in the order of the commands: at once, where no shard takes any.
         """
+        if self.watches:
+            commands, end = watched(self.watches, commands)
+            on_outcomes = partial(_show, end, on_outcomes)
         places: dict[Link, list[int]] = {}
         links: dict[str, Link] = {}
         for place, command in enumerate(commands):
@@ -91,7 +112,11 @@ class Router:
 
     async def call(self, command: QueueCommand) -> Outcome:
         """Send a command to the shard of its queue and wait for its outcome; see `Link.call`."""
-        return await self.link_of(command.queue).call(self._timely(command))
+        if not self.watches:
+            return await self.link_of(command.queue).call(self._timely(command))
+        (command,), end = watched(self.watches, (command,))
+        (outcome,) = end((await self.link_of(command.queue).call(self._timely(command)),))
+        return outcome
 
     def undeliver(self, jobs: Sequence[Delivery]) -> None:
         """Give back runs that surely never reached a runner."""
@@ -126,3 +151,7 @@ class Router:
         if self.draining and isinstance(command, Next) and command.wait_us:
             return msgspec.structs.replace(command, wait_us=0)
         return command
+
+
+def _show(end: End, on_outcomes: OnOutcomes, outcomes: Sequence[Outcome]) -> None:
+    on_outcomes(end(outcomes))
