@@ -27,6 +27,7 @@ class Family(msgspec.Struct, frozen=True):
     slots: list[str]
     persist: bool = False
     payload_bytes: int = PAYLOAD_BYTES
+    members: str = ""  # further members of each job, each behind a comma
 
     def queue(self, number: int) -> str:
         """Return the queue of a job."""
@@ -43,11 +44,12 @@ class Family(msgspec.Struct, frozen=True):
     def enqueue_head(self, queue: str) -> bytes:
         """Return an enqueue up to the digits of the id."""
         persist = b"true" if self.persist else b"false"
-        body = b'{"queue":"%s","timeout":%d,"persist_data":%s,"payload":%s,"id":"%s' % (
+        body = b'{"queue":"%s","timeout":%d,"persist_data":%s,"payload":%s%s,"id":"%s' % (
             queue.encode(),
             TIMEOUT_SECONDS,
             persist,
             self.payload(),
+            self.members.encode(),
             self.tag.encode(),
         )
         length = len(body) + len(str(ID_FIRST)) + len(ENQUEUE_TAIL)

@@ -136,6 +136,15 @@ SCENARIOS: dict[str, Scenario] = {
         fills=lambda options: options.backlog,
         predicted={"memory/1": (0.9, 1.05), "sqlite-full/1": (0.85, 1.05)},
     ),
+    "crowd": Scenario(
+        measure=weights.crowd,
+        unit="× none",
+        stores=("memory", "sqlite-full"),
+        repeats_itself=True,
+        windows=2 + FILL_SHARE,
+        fills=lambda options: 2 * options.backlog,
+        predicted={"memory/1": (0.9, 1.05), "sqlite-full/1": (0.85, 1.05)},
+    ),
     "memory": Scenario(
         measure=weights.memory,
         unit="bytes/job",

@@ -5,14 +5,18 @@ To enqueue a million jobs takes longer than to measure with them, so these repea
 
 from __future__ import annotations
 
+import msgspec
+
 from bench.cpu import rss_bytes
 from bench.engine import LoadError
+from bench.jobs import Family
 from bench.run import Run, Sample
 from bench.scenarios import enqueue, next_job, refilled
 from bench.subjects import Subject
 from bench.targets import Proteus, Target
 
 MILLION = 1_000_000
+CROWDS = {"blocked": ',"key":"one"', "scheduled": ',"run_at":"2999-01-01T00:00:00Z"'}
 
 
 def backlog(run: Run, subject: Subject, target: Target) -> list[Sample]:
@@ -55,6 +59,30 @@ def backlog(run: Run, subject: Subject, target: Target) -> list[Sample]:
         )
     if not run.take(target, family, len(family.slots)):
         raise LoadError("the backlog ran empty")
+    return samples
+
+
+def crowd(run: Run, subject: Subject, target: Target) -> list[Sample]:
+    """Measure next with many jobs in the queue that can't run, blocked by one of their key or scheduled, and with none: the lowest ratio."""
+    family = run.family(subject)
+    seconds = run.options.seconds
+    samples: list[Sample] = []
+    crowds: dict[str, Family] = {}
+    for kind, members in CROWDS.items():
+        crowds[kind] = msgspec.structs.replace(run.family(subject), members=members)
+        run.fill(target, crowds[kind], run.options.backlog)
+    for _ in range(run.options.repeat):
+        with run.opened(subject) as empty:
+            none = next_job(run, subject, empty)
+        figures = {"none": none.value}
+        for kind, crowded in crowds.items():
+            among = msgspec.structs.replace(family, tag=f"{kind}{len(samples)}-", slots=crowded.slots)
+            run.fill_for(target, among, 3 * seconds)
+            found = run.measure(target, lambda meter, among=among: run.next_jobs(target, among, seconds, meter))  # type: ignore[misc]
+            figures[kind] = found.value / none.value
+            if found.errors:
+                raise LoadError(f"among {kind} jobs: {found.first_error}")
+        samples.append(msgspec.structs.replace(none, value=min(figures[kind] for kind in CROWDS), figures=figures))
     return samples
 
 

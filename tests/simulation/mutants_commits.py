@@ -179,13 +179,13 @@ def batch_split_inside_an_operation(patch: Patch) -> None:
     """A delivery of several jobs is cut where the batch is full, between two of its jobs."""
     touch = Holdings._touch
 
-    def cutting(self: Holdings, job: Job, *, state_set: bool = False) -> None:
+    def cutting(self: Holdings, job: Job, **options: bool) -> None:
         if self._bounded:
             self._ledger.make_room(1, 0)
-        touch(self, job, state_set=state_set)
+        touch(self, job, **options)
 
     patch(Holdings, "_touch", cutting)
-    patch(Holdings, "_bound_delivery", lambda _self, _queue, count: count)
+    patch(Deliveries, "_bound_delivery", lambda _self, _queue, count: count)
 
 
 @mutant
