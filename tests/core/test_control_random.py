@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from proteus_shards.core.commands import Complete, Enqueue, Next, Options, Reason
 from proteus_shards.core.commands_control import Change, DropSchedule, Fail, Purge, PutSchedule, Redrive, SetQueue, State
+from proteus_shards.core.extras import pack_extras
 from proteus_shards.core.model import Status
 from tests.core.rig import SECOND, Bench, check_books
 
@@ -101,7 +102,7 @@ def held(bench: Bench) -> tuple[Any, ...]:
                     job.run_id,
                     job.reason,
                     job.updated_at,
-                    job.extras,
+                    pack_extras(job.extras),
                 )
             )
     set_ones = {name: queue.settings for name, queue in bench.shard.queues.items()}
