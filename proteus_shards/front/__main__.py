@@ -200,8 +200,8 @@ async def beat_forever() -> None:
 
 
 async def carry_on_forever(router: Router) -> None:
-    """Take steps over several shards to their end that another front has left."""
-    while len(router.links) > 1:
+    """Take steps over several shards to their end that another front has left; those, too, that were left before there was only one shard."""
+    while True:
         await trio.sleep(LOOK_SECONDS)
         find_left(router, [link for link in router.links if link.connected])
 

@@ -116,7 +116,7 @@ def kill_one(start_server: StartServer, place: str, shard: int) -> None:
     assert status in ((202, 503, None) if found else (503, None))
 
     server.kill()
-    server = start_server("--shards", "2", "--store", place)
+    server = start_server("--shards", "1" if shard == 0 else "2", "--store", place)
     eventually(lambda: there(server) == [found] * (SHARDS + 1), 60)
 
 
