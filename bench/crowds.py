@@ -10,6 +10,9 @@ A *healthy* client has one connection and asks for one thing after the other. It
 whose turn has come while all `POOL` connections wait is not sent, and counted. Goodput is what was accepted a second.
 
 All of it runs in one process beside the server, on the same cores: what the crowd costs the client side is in the figures as well.
+On two cores this generator gives out before the fast lane does (its processes then have half a core): such a figure says what the two share, not where the server ends.
+On Quart (`overload-quart`) a thousand connections that ask at once are all served at once, each slowly, and none is refused: latency grows with the number of
+connections. That is why a port that anyone may reach belongs behind a proxy wherever the lane does not serve it.
 """
 
 from __future__ import annotations
