@@ -106,6 +106,9 @@ def test_the_overview_follows_what_happens(browser: Browser, site: Server) -> No
         expect(page.locator(".deepest li").first).to_contain_text("followed")
         expect(page.locator(".deepest li").first).to_contain_text("300 waiting")
         expect(page.locator(".chart .line.enqueued").first).to_have_attribute("d", re.compile("L"))
+        assert site.request("POST", "/pause?queue=followed").status == 202
+        expect(page.locator(".deepest li").first).to_contain_text("paused")
+        expect(page.locator(".deepest li .badge:visible")).to_have_count(1)
         assert site.request("DELETE", "/complete?queue=followed&job_id=0").status == 200
         expect(page.locator(".deepest li").first).to_contain_text("299 waiting")
 

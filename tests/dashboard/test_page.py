@@ -58,7 +58,7 @@ async def serving(tmp_path: Path, settings: Settings = SETTINGS) -> AsyncIterato
     def answer(command: Command) -> Outcome | None:
         asked.append(command)
         if isinstance(command, Measure):
-            return Measures([("proteus_jobs", ["0", "waiting"], 1)], [QueueMeasure("<q>\n", 0, 1, 0, 0, 1_500_000)])
+            return Measures([("proteus_jobs", ["0", "waiting"], 1)], [QueueMeasure("<q>\n", 0, 1, 0, 0, 1_500_000, 1, True)])
         return obliging(command)
 
     async with linked(tmp_path, settings, answer) as (router, _), trio.open_nursery() as surveys:
@@ -175,7 +175,7 @@ async def test_a_viewer_is_told_of_the_past_and_then_of_each_moment(tmp_path: Pa
     assert found.index(b"event: past") < found.index(b"event: frame")
     assert frame is not None
     shown = json.loads(frame[1])
-    assert shown["deepest"] == [["<q>\n", 0, 1, 0, 0, 1_500_000]]
+    assert shown["deepest"] == [["<q>\n", 0, 1, 0, 0, 1_500_000, 1, True]]
     assert [shard["shard"] for shard in shown["shards"]] == [0]
 
 

@@ -230,15 +230,17 @@ function queueRow() {
   const anchor = link({ view: "queue", queue: "" }, "");
   const name = nameNode("");
   anchor.replaceChildren(name);
+  const paused = h("span", { class: "badge warn", hidden: true }, "paused");
   const numbers = h("span", { class: "numbers" });
   const bars = ["waiting", "started", "scheduled"].map((kind) => h("i", { class: "bar " + kind }));
   return {
-    element: h("li", null, anchor, numbers, h("span", { class: "bars", "aria-hidden": "true" }, bars)),
-    update([queue, scheduled, ready, inFlight, dead, waitedUs], most) {
+    element: h("li", null, h("span", { class: "who" }, anchor, paused), numbers, h("span", { class: "bars", "aria-hidden": "true" }, bars)),
+    update([queue, scheduled, ready, inFlight, dead, waitedUs, blocked, isPaused], most) {
+      paused.hidden = !isPaused;
       fillName(name, queue);
       name.title = queue;
       anchor.href = link.href({ view: "queue", queue });
-      const parts = [ready && `${count(ready)} waiting`, inFlight && `${count(inFlight)} in flight`, scheduled && `${count(scheduled)} scheduled`, dead && `${count(dead)} dead`, ready && waitedUs && `oldest ${seconds(waitedUs / 1e6)}`];
+      const parts = [ready && `${count(ready)} waiting`, blocked && `${count(blocked)} of them blocked`, inFlight && `${count(inFlight)} in flight`, scheduled && `${count(scheduled)} scheduled`, dead && `${count(dead)} dead`, ready && waitedUs && `oldest ${seconds(waitedUs / 1e6)}`];
       setText(numbers, parts.filter(Boolean).join(" · "));
       [ready, inFlight, scheduled].forEach((jobs, place) => (bars[place].style.width = (jobs / most) * 100 + "%"));
     },
