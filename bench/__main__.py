@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bench import bars, machine, plots, report, wrk
+from bench import bars, machine, page, plots, report, wrk
 from bench.engine import LoadError
 from bench.plan import SCENARIOS, Cell, absent, cells, estimate_seconds, measure
 from bench.results import Results, summaries
@@ -49,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-wrk", dest="use_wrk", action="store_false", default=None, help="rates by the own generator even where wrk is installed")
     add("--folder", metavar="FOLDER", type=Path, help="where the stores of the run are put [default: the system's temporary folder]")
     add("--out", metavar="FOLDER", type=Path, default=ROOT / "bench" / "results", help="where results go [default: bench/results]")
+    add(
+        "--page",
+        metavar="FILE",
+        type=Path,
+        help="measure nothing: write a page of the results in --out (its bench.json), such as bench/RESULTS.md",
+    )
     add("--list", action="store_true", help="say what would be measured and about how long that takes, and measure nothing")
     return parser
 
@@ -56,6 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and return 0 where all that was planned could be measured without errors."""
     arguments = build_parser().parse_args(argv)
+    if arguments.page is not None:
+        arguments.page.write_text(page.page(page.read(arguments.out / "bench.json")), encoding="utf-8")
+        print(f"written: {arguments.page}")
+        return 0
     options = options_of(arguments)
     planned = cells(options, arguments.only)
     for name, reason in absent(options).items():
@@ -79,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted: what follows is what was measured until then")
             results.fail(planned[0], "the run was interrupted")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    return _tell(results, found, options, arguments.out)
+    command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
+    return _tell(results, found, options, arguments.out, command)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -115,7 +127,7 @@ def _rounds(run: Run, planned: Sequence[Cell], results: Results) -> None:
             print(f"{told}: {values} {scenario.unit} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
 
 
-def _tell(results: Results, found: machine.Machine, options: Options, out: Path) -> int:
+def _tell(results: Results, found: machine.Machine, options: Options, out: Path, command: str) -> int:
     verdicts = bars.verdicts(results)
     tables = [
         report.results_table(results),
@@ -129,7 +141,14 @@ def _tell(results: Results, found: machine.Machine, options: Options, out: Path)
     failures = results.failures()
     for text in failures:
         print(f"FAILED: {text}")
-    content = {"machine": found, "options": options, "cells": summaries(results), "bars": verdicts, "failures": failures}
+    content = {
+        "command": command,
+        "machine": found,
+        "options": options,
+        "cells": summaries(results),
+        "bars": verdicts,
+        "failures": failures,
+    }
     path = out / "bench.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     print(f"\nwritten: {path}")
