@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from proteus_shards.core.queue_settings import QueueSettings, RateSettings
 
 GONE, SCHEDULED, READY, IN_FLIGHT, DEAD = Status
+_LIVE = tuple(status in {SCHEDULED, READY, IN_FLIGHT} for status in Status)
 STALE_MIN = 64  # fewer stale entries than this are never worth a sweep
 UNLIMITED = sys.maxsize
 
@@ -156,9 +157,14 @@ class Queue:
             if job.extras is not None:
                 self._place_keyed(job, was)  # it may have been given out meanwhile, and that counts in its key
             return
-        self._count(was, -1)
-        self._count(status, 1)
-        was_live, is_live = SCHEDULED <= was <= IN_FLIGHT, SCHEDULED <= status <= IN_FLIGHT
+        counts, totals = self.counts, self.totals
+        if was is not GONE:
+            counts[was] -= 1
+            totals[was] -= 1
+        if status is not GONE:
+            counts[status] += 1
+            totals[status] += 1
+        was_live, is_live = _LIVE[was], _LIVE[status]
         if was is DEAD:
             del self.dead[job.seq]
         elif was_live and not is_live:
@@ -310,11 +316,6 @@ class Queue:
 
     # --- the line ----------------------------------------------------------------------------------------------
 
-    def _count(self, status: Status, step: int) -> None:
-        if status is not GONE:
-            self.counts[status] += step
-            self.totals[status] += step
-
     def _line_up(self, job: Job) -> None:
         if job.extras is not None and (priority := job.extras.priority):
             if not job.returned:
@@ -329,11 +330,11 @@ class Queue:
             heappush(self._returned, (job.ready_at, job.seq, id(job), job))
 
     def _sweep(self) -> None:
-        entries = len(self._fresh) + len(self._returned)
-        if self._above or self._below:
-            entries += len(self._above) + len(self._below)
         lined = self.counts[READY] - self.blocked
-        if entries - lined <= max(STALE_MIN, lined):
+        stale = len(self._fresh) + len(self._returned) - lined
+        if self._above or self._below:
+            stale += len(self._above) + len(self._below)
+        if stale <= STALE_MIN or stale <= lined:
             return
         self._fresh = deque(job for job in self._fresh if job.status is READY and not job.blocked)
         self._returned = _swept(self._returned)

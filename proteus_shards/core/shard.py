@@ -53,7 +53,6 @@ from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
 from proteus_shards.core.extras import Extras, pack_extras, slim
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
-from proteus_shards.core.ledger import footprint
 from proteus_shards.core.measures import ENQUEUED
 from proteus_shards.core.model import SECOND_US, Job, RecordKey, RowKey
 from proteus_shards.core.once import Once
@@ -70,6 +69,9 @@ if TYPE_CHECKING:
     from proteus_shards.core.ledger import Image, Undo
     from proteus_shards.core.model import Batch
     from proteus_shards.core.schedules import Calendar
+
+
+_ENQUEUE, _SCHEDULE = TRANSITIONS[Verb.ENQUEUE][GONE], TRANSITIONS[Verb.SCHEDULE][GONE]
 
 
 class Shard(Once, Recurring):
@@ -294,26 +296,28 @@ class Shard(Once, Recurring):
             max_retries = max_retries if max_retries != RETRIES_OF_QUEUE else settings.max_retries or 0
             extras = _extras_of(command, settings, self._wall)
         self._seq += 1
+        state = command.state or None
         job = Job(
-            queue=queue.name,
-            id=command.id,
-            seq=self._seq,
-            ready_at=clock if run_at is None or run_at <= clock else run_at,
-            run_at=run_at,
-            timeout=timeout,
-            persist=command.persist,
-            max_retries=max_retries,
-            payload=command.payload,
-            state=command.state or None,
-            created_at=clock if created_at is None else created_at,
-            updated_at=clock,
-            extras=extras,
+            queue.name,
+            command.id,
+            self._seq,
+            clock if run_at is None or run_at <= clock else run_at,
+            run_at,
+            timeout,
+            command.persist,
+            max_retries,
+            command.payload,
+            state,
+            clock if created_at is None else created_at,
+            clock,
         )
+        if extras is not None:
+            job.extras = extras
         scheduled = run_at is not None and run_at > self._wall
-        size = footprint(job)
+        size = len(job.payload) + (len(state) if state is not None else 0)
         self.bytes += size
         queue.bytes += size
-        queue.place(job, TRANSITIONS[Verb.SCHEDULE if scheduled else Verb.ENQUEUE][GONE])
+        queue.place(job, _SCHEDULE if scheduled else _ENQUEUE)
         if scheduled or extras is not None:
             self._arm(queue, job)
         return job
@@ -353,8 +357,8 @@ class Shard(Once, Recurring):
                     Reason.FULL,
                     f"the queue holds {queue.bytes} bytes of payload and state, the limit that is set for it is {settings.bytes_max} (bytes_max)",
                 )
-        live = self.totals[SCHEDULED] + self.totals[READY] + self.totals[IN_FLIGHT]
-        if live >= limits.shard_jobs_max:
+        _, scheduled, ready, in_flight, _ = self.totals
+        if scheduled + ready + in_flight >= limits.shard_jobs_max:
             return Refused(Reason.FULL, f"the shard holds {limits.shard_jobs_max} jobs, its limit (shard_jobs_max)")
         if self.bytes + size > limits.shard_bytes_max:
             return Refused(
