@@ -78,8 +78,8 @@ def make_app(
         add_probe_routes(app, router, settings, page.crash_loops)
     add_metrics_route(app, page)
     if not metrics_only:
-        add_openapi_routes(app, settings)
         add_relay_routes(app, router, settings)  # behind those who take HEAD from what is there
+        add_openapi_routes(app, settings)  # behind all that it describes
     if viewers is not None:  # a page and its files, no part of the API
         add_dashboard_routes(app, viewers)
 
