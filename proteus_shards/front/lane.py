@@ -84,6 +84,7 @@ class Lane:
         self._limits = limits_of(settings)
         self._known_heads: KnownHeads = {}
         self._poller = make_poller()
+        self._answers = router.answers
         self._door = Doorway(listener, self._poller)
         self._clients: dict[int, Caller] = {}
         self._dirty: dict[Caller, None] = {}
@@ -329,13 +330,13 @@ class Lane:
         data = self._writer.write(shown, keep_alive=slot.keep_alive, http10=slot.request_http10)
         if not client.open:
             return
-        if slot.jobs and not self._router.answers.take(len(data)):
+        if slot.jobs and not self._answers.take(len(data)):
             self._router.undeliver(slot.jobs)
             slot.jobs = ()
             self._fill(slot, too_many_unsent(sure=slot.sure).answer())
             return
         if not slot.jobs:
-            self._router.answers.hold(len(data))
+            self._answers.held += len(data)
         client.unsent += len(data)
         slot.tally[shown.status] += 1
         slot.data = data
@@ -386,7 +387,7 @@ class Lane:
         client.out = out[taken:]
         client.taken += taken
         client.unsent -= taken
-        self._router.answers.give(taken)
+        self._answers.held -= taken
         while client.jobs and client.jobs[0][0] <= client.taken:
             client.jobs.popleft()  # the kernel has all of that answer
         if client.out:

@@ -126,6 +126,8 @@ class Link:
         a `Next` asks for.
         """
         weight = weigh(command)
+        if self._connected and len(self._under_way.entries) < self._under_way.free_max and not self._queued_bytes:
+            return self._enter(command, on_reply, weight, deadline_seconds)
         refused = self._refusal(1, weight, poll=type(command) is Next and command.wait_us > 0)
         return self._enter(command, on_reply, weight, deadline_seconds) if refused is None else refused
 

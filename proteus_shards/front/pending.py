@@ -52,6 +52,7 @@ class UnderWay:
     def __init__(self, settings: Settings) -> None:
         self._delay_seconds_max = settings.delay_seconds_max
         self._requests_max = settings.link_requests_max
+        self.free_max = min(WINDOW_MIN, settings.link_requests_max, settings.polls_max)  # with fewer no limit of a single request is near
         self.entries: dict[int, Pending] = {}
         self.polls = 0  # that wait
         self.window = math.inf  # most requests that may be under way, as delays have shown
@@ -72,9 +73,10 @@ class UnderWay:
 
     def add(self, number: int, pending: Pending) -> None:
         """Enter a request."""
-        self.polls += pending.poll
         self.entries[number] = pending
-        if not self._probe and not pending.poll:
+        if pending.poll:
+            self.polls += 1
+        elif not self._probe and len(self.entries) >= WINDOW_MIN:  # with fewer nothing depends on it
             self._begin_probe(number)
 
     def add_group(self, group: Group, deadline: float) -> None:
@@ -82,17 +84,20 @@ class UnderWay:
         shared = Pending(ignore, deadline, next=False, poll=False, group=group)
         self.entries.update(dict.fromkeys(range(group.first, group.first + group.left), shared))
         self._in_groups += group.left - 1
-        if not self._probe:
+        if not self._probe and len(self.entries) >= WINDOW_MIN:
             self._begin_probe(group.first)
 
     def remove(self, number: int) -> Pending | None:
         """Take a request out."""
         pending = self.entries.pop(number, None)
-        if pending is not None:
-            self.polls -= pending.poll
-            self._in_groups -= pending.group is not None and pending.group.left > 1
-            if number == self._probe:
-                self._end_probe()
+        if pending is None:
+            return None
+        if pending.poll:
+            self.polls -= 1
+        elif pending.group is not None and pending.group.left > 1:
+            self._in_groups -= 1
+        if number == self._probe:
+            self._end_probe()
         return pending
 
     def remove_all(self) -> dict[int, Pending]:

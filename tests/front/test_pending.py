@@ -33,8 +33,7 @@ async def test_requests_that_would_wait_for_too_long_are_refused(mock_clock: tri
     before = limit(under_way)
     mock_clock.jump(2.0)
     standing = limit(under_way)
-    for number in range(1, 2001):
-        under_way.remove(number)
+    under_way.remove(WINDOW_MIN)  # the probe: the first with which there were so many
     first_window = under_way.window
     enter(under_way, 3000, 1)
     under_way.remove(3000)
@@ -51,16 +50,15 @@ async def test_requests_that_would_wait_for_too_long_are_refused(mock_clock: tri
 async def test_a_window_is_what_would_have_been_answered_in_time(mock_clock: trio.testing.MockClock) -> None:
     """The number that was under way with the probe, less by as much as it was late."""
     under_way = UnderWay(SETTINGS)
-    enter(under_way, 1, 1)
-    enter(under_way, 2, 1999)
-    under_way.remove(1)
+    enter(under_way, 1, 2000)
+    under_way.remove(WINDOW_MIN)
     enter(under_way, 5000, 1)
     mock_clock.jump(2.0)
     under_way.remove(5000)
 
     assert under_way.window == 1000
     assert limit(under_way) == "delay_seconds_max"
-    for number in range(2, 1002):
+    for number in range(1000, 2001):
         under_way.remove(number)
     assert limit(under_way) == ""
 
@@ -73,6 +71,8 @@ async def test_a_few_always_pass_however_slow_the_shard_is(mock_clock: trio.test
 
     assert limit(under_way) == ""
     enter(under_way, 1000, 1)
+    assert limit(under_way) == ""
+    mock_clock.jump(20.0)
     assert limit(under_way) == "delay_seconds_max"
 
 
@@ -82,7 +82,7 @@ async def test_an_array_is_a_probe_like_any_other_and_polls_are_none(mock_clock:
     under_way.add(1, Pending(never, 0.0, next=True, poll=True))
     mock_clock.jump(50.0)
     under_way.remove(1)
-    group = Group(10, [], 3, lambda _: None)
+    group = Group(10, [], WINDOW_MIN, lambda _: None)
     under_way.add_group(group, 0.0)
     mock_clock.jump(4.0)
     window = under_way.window
