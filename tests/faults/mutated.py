@@ -32,6 +32,7 @@ class Change(NamedTuple):
 
 
 PUMP, CORE, SHARD_MAIN = "proteus_shards.shard.pump", "proteus_shards.core.shard", "proteus_shards.shard.__main__"
+RUNS, ALARMS = "proteus_shards.core.runs", "proteus_shards.core.alarms"
 COMMIT = "                await self.store.commit(batch)\n"
 
 CHANGES: dict[str, tuple[Change, ...]] = {
@@ -76,13 +77,13 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "lost undo": (
         Change(
             CORE,
-            "                if job is not None:\n                    self._restore(queue, job, image)\n",
-            "                if job is not None and image is not None:\n                    self._restore(queue, job, image)\n",
+            "                if job is not None:\n                    self._restore(",
+            "                if job is not None and image is not None:\n                    self._restore(",
         ),
     ),
     "complete memory first": (
         Change(
-            CORE,
+            RUNS,
             "        queue.place(job, _COMPLETE[job.status])\n        self._settle(queue, key, COMPLETED, job, image, write=job.persist)\n",
             "        queue.place(job, _COMPLETE[job.status])\n        self._emit(key, COMPLETED)\n"
             "        self._settle(queue, None, COMPLETED, job, image, write=job.persist)\n",
@@ -113,7 +114,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
             "            faults = self.shard.load(rows)\n",
         ),
     ),
-    "off by one retry": (Change(CORE, "last = 0 <= job.max_retries < job.attempt\n", "last = 0 <= job.max_retries < job.attempt - 1\n"),),
+    "off by one retry": (Change(RUNS, "last = 0 <= job.max_retries < job.attempt\n", "last = 0 <= job.max_retries < job.attempt - 1\n"),),
     "redelivery before timeout": (
         Change(
             "proteus_shards.core.holdings",
@@ -123,20 +124,20 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     ),
     "run_id ignored": (
         Change(
-            CORE,
+            RUNS,
             "if queue is None or job is None or job.status not in _COMPLETE or (command.run_id is not None and command.run_id != job.run_id):\n",
             "if queue is None or job is None or job.status not in _COMPLETE:\n",
         ),
     ),
-    "state forgotten": (Change(CORE, "            job.state = state or None\n", "            pass\n"),),
+    "state forgotten": (Change(RUNS, "            job.state = state or None\n", "            pass\n"),),
     "timeouts never come": (
-        Change(CORE, "            if job.delivering or (self.away and job.persist):\n", "            if hash(job.id) % 2:\n"),
+        Change(ALARMS, "            if job.delivering or (self.away and job.persist):\n", "            if hash(job.id) % 2:\n"),
     ),
     "last in first out": (
         Change(
             "proteus_shards.core.queue",
-            "            return fresh[0] if fresh else None\n",
-            "            return fresh[-1] if fresh and fresh[-1].status is READY else fresh[0] if fresh else None\n",
+            "            if fresh:\n                return fresh[0]\n",
+            "            if fresh:\n                return fresh[-1] if fresh[-1].status is READY else fresh[0]\n",
         ),
     ),
     "returned in any order": (

@@ -24,7 +24,7 @@ RUN_ID = "11111111-2222-4333-8444-555555555555"
 LONG = "x" * 1025
 WIDE = "\N{GRINNING FACE}" * 1024
 
-_VARYING = re.compile(rb'("(?:run_id|created_at|updated_at|died_at|request_id)":)"[^"]*"')
+_VARYING = re.compile(rb'("(?:run_id|created_at|updated_at|died_at|started_at|ended_at|held_by|held_until|request_id)":)"[^"]*"')
 
 
 class Step(NamedTuple):
@@ -90,7 +90,7 @@ BODIES: dict[str, bytes] = {
     "lone surrogate in the payload": b'{"id":"a","queue":"q","timeout":1,"payload":"\\ud800"}',
     "lone surrogate in the id": b'{"id":"\\ud800","queue":"q","timeout":1}',
     "NUL in the id": b'{"id":"\\u0000","queue":"q","timeout":1}',
-    "unknown field": job(priority=1),
+    "unknown field": job(colour=1),
     "no id": b'{"queue":"q","timeout":1}',
     "no queue": b'{"id":"a","timeout":1}',
     "no timeout": b'{"id":"a","queue":"q"}',
