@@ -124,6 +124,7 @@ Command: TypeAlias = (
     | control.SetQueue
     | control.Purge
     | control.Redrive
+    | control.PickDead
     | control.Change
     | control.PutSchedule
     | control.DropSchedule
@@ -269,6 +270,7 @@ Outcome: TypeAlias = (
     | control.Jobs
     | control.Queues
     | control.Counted
+    | control.Picked
     | control.Schedules
     | Decided
     | OpenSteps

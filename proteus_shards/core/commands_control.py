@@ -165,7 +165,7 @@ class Purge(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=17):
 class Redrive(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=18):
     """Give dead letters of a queue a new life, in their original order, with all their retries. Answers `Counted`.
 
-    One whose id is live again stays dead. `to`: into another queue of the same shard.
+    One whose id is live again stays dead. `to`: into another queue of the same shard; for one of another shard see `PickDead`.
     """
 
     queue: str
@@ -175,6 +175,23 @@ class Redrive(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=18):
     to: str | None = None
     count: int = 1000
     after: int = -1  # seq
+
+
+class PickDead(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=24):
+    """Ask what a redrive into a queue of another shard is to move next: no more than one step may have. Changes nothing. Answers `Picked`."""
+
+    queue: str
+    redrive: Redrive
+
+
+class Picked(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=113):
+    """Dead letters, oldest first, as the jobs that they would be in their new queue. `after`: from where there is more."""
+
+    seqs: list[int]
+    jobs: list[Enqueue]
+    more: bool = False
+    after: int = -1
+    too_large: str | None = None  # id of the first that was left out, as no step can carry it
 
 
 class Change(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=19):

@@ -9,10 +9,18 @@ from enum import IntEnum
 
 import msgspec
 
-from proteus_shards.core.extras import Backoff
+from proteus_shards.core.extras import Attempt, Backoff
 
 TIMEOUT_OF_QUEUE = -1  # `timeout` was left out: the queue's default counts, and where it has none the job is refused
 RETRIES_OF_QUEUE = -(2**31) - 1  # `max_retries` was left out: the queue's default, else 0
+
+
+class Moved(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a dead letter brings along into another queue, beside what any job is enqueued with. No ttl counts for it."""
+
+    created_at: int
+    history: tuple[Attempt, ...] = ()
+    schedule: str | None = None
 
 
 class Options(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -23,6 +31,7 @@ class Options(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ttl_us: int | None = None  # while it waits for longer, it dies
     backoff: Backoff | None = None
     trace: str | None = None
+    moved: Moved | None = None  # never of a request
 
 
 class Enqueue(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):

@@ -21,18 +21,23 @@ class Begin(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=33):
 
 
 class Prepare(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=34):
-    """Promise to add these jobs, all of one shard, once the step is decided so. `home`: a queue of the shard that decides. Answers `Done` or `Refused`, as `EnqueueAll` does."""
+    """Promise to add these jobs, all of one shard, once the step is decided so. `home`: a queue of the shard that decides. Answers `Done` or `Refused`, as `EnqueueAll` does.
+
+    With `free_only` the jobs whose ids are live, or promised to another step, are left out. It answers `Outcomes` then, which name them.
+    """
 
     queue: str
     step: bytes
     home: str
     jobs: list[Enqueue]
     mode: Mode = Mode.UNIQUE
+    free_only: bool = False
 
 
 class Decide(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=35):
     """Complete a run (if `run_id` is set) and add the home's own jobs, and by that decide that the step is done. Answers as `EnqueueAll` or `Requeue`.
 
+    With `dead` it is dead letters of `queue` (their seqs) that leave, and nothing else; BUSY where one of them has left already.
     A step that is not open any more is BUSY: it was given up. `others`: a queue of each intent elsewhere, one a slot.
     """
 
@@ -43,6 +48,7 @@ class Decide(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=35):
     others: list[str]
     id: str = ""
     run_id: bytes | None = None
+    dead: list[int] = []
 
 
 class AskDecision(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=36):

@@ -15,7 +15,7 @@ import msgspec
 
 from proteus_shards.core.commands import Delivered, Done, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
-from proteus_shards.core.extras import extras_bytes, unpack_extras
+from proteus_shards.core.extras import Extras, extras_bytes, unpack_extras
 from proteus_shards.core.ledger import Image, Ledger, Note, Undo, footprint
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RELEASED, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters
 from proteus_shards.core.model import COUNT_MAX, SECOND_US, TIME_US_MIN, Job, Record, RecordKey, Row, RowKey, Status, job_of
@@ -25,8 +25,6 @@ from proteus_shards.errors import RecordError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
-
-    from proteus_shards.core.extras import Extras
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024  # an answer of several jobs stops before the one that would pass this, so that it fits a frame
 WALL_STEP_US = 60 * SECOND_US  # a wall clock that gains this much on the monotonic one has been set
@@ -407,7 +405,12 @@ def answer_bytes(job: Job | Enqueue) -> int:
     if type(job) is Job:
         return size if job.extras is None else size + extras_bytes(job.extras)
     options = cast("Enqueue", job).options
-    return size if options is None else size + 256 + 4 * (len(options.key or "") + len(options.trace or ""))
+    if options is None:
+        return size
+    moved = options.moved
+    if moved is not None:
+        return size + extras_bytes(Extras(options.key, history=moved.history, trace=options.trace, schedule=moved.schedule))
+    return size + 256 + 4 * (len(options.key or "") + len(options.trace or ""))
 
 
 def due_at(job: Job) -> int:

@@ -225,7 +225,7 @@ class Recurring(Upkeep):
         queue = self.queues.get(schedule.queue)
         job_id = schedule.job_id(at)
         last_id = None if before.last_at is None or schedule.definition.overlap == "allow" else schedule.job_id(before.last_at)
-        if queue is not None and last_id in queue.jobs:
+        if last_id is not None and ((queue is not None and last_id in queue.jobs) or (schedule.queue, last_id) in self._reserved):
             return False
         command = msgspec.structs.replace(before.job, queue=schedule.queue, id=job_id)
         if (queue is not None and job_id in queue.jobs) or self._refusal(queue, command) is not None:

@@ -295,6 +295,8 @@ class Shard(Once, Recurring):
             timeout = timeout if timeout >= 0 else settings.timeout or 0
             max_retries = max_retries if max_retries != RETRIES_OF_QUEUE else settings.max_retries or 0
             extras = _extras_of(command, settings, self._wall)
+            if command.options is not None and command.options.moved is not None:
+                created_at = command.options.moved.created_at
         self._seq += 1
         state = command.state or None
         job = Job(
@@ -418,6 +420,9 @@ class Shard(Once, Recurring):
 def _extras_of(command: Enqueue, settings: QueueSettings, wall: int) -> Extras | None:
     """Return what a new job has beside its plain fields. Its ttl counts from when it could start."""
     options = command.options
+    if options is not None and (moved := options.moved) is not None:
+        own = Extras(options.key, options.priority, None, options.backoff, None, moved.history, options.trace, moved.schedule)
+        return slim(own)
     ttl_us = options.ttl_us if options is not None and options.ttl_us is not None else None
     if ttl_us is None and settings.ttl is not None:
         ttl_us = int(settings.ttl * SECOND_US)

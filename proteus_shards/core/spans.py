@@ -21,8 +21,11 @@ answer waits behind whatever is logged in the home's queue, so a decision whose 
 **Intents are kept by slot**, so that a server with another number of shards finds each where its jobs belong; shards are named by a queue of theirs.
 
 **Promised is promised.** A conclusion meets no limit and no refusal but the store's absence; what it needs was checked when it was prepared, its share of a batch at the
-most that it can come to. An id that is live in spite of its reservation (a dead letter was redriven, say) keeps its job, and the promised one is left out, as
-one job of an id is the stronger promise.
+most that it can come to. A reserved id counts as live for all that brings jobs in: enqueues, redrives, schedules. One that is live in spite of it keeps its job, and
+the promised one is left out, as one job of an id is the stronger promise.
+
+**Dead letters move** to a queue of another shard by the same steps. Their home is the queue that they leave: they are picked there (`PickDead`), promised by the other
+as far as their ids are free, and the decision removes just those. What left its queue between is BUSY.
 
 Bounds: an intent has at most RECORD_BYTES_MAX, else INVALID; a shard has at most `STEPS_MAX` steps open, and as many intents, else FULL.
 """
@@ -43,19 +46,23 @@ from proteus_shards.core.commands import (
     Done,
     Enqueue,
     Forget,
+    JobRefusal,
     ListSteps,
     Mode,
     OpenStep,
     OpenSteps,
     Outcome,
+    Outcomes,
     Prepare,
     Reason,
     Refused,
 )
 from proteus_shards.core.holdings import answer_bytes
+from proteus_shards.core.ledger import Note
 from proteus_shards.core.model import RECORD_BYTES_MAX, SECOND_US, Kind, RecordKey
 from proteus_shards.core.placement import slot_of
-from proteus_shards.core.steps import AWAY, RecordChange, Steps
+from proteus_shards.core.queue import TRANSITIONS, Verb
+from proteus_shards.core.steps import AWAY, Change, RecordChange, Steps
 from proteus_shards.errors import RecordError
 
 if TYPE_CHECKING:
@@ -63,11 +70,14 @@ if TYPE_CHECKING:
 
     from proteus_shards.core.holdings import Key, Limits
     from proteus_shards.core.ledger import Undo
+    from proteus_shards.core.queue import Queue
 
 STEPS_MAX = 10_000
 OPEN_US_MAX = 600 * SECOND_US  # a step that nobody has decided by then never will be
 
 _GIVEN_UP = Refused(Reason.BUSY, "the step took too long and was given up")
+_LEFT = Refused(Reason.BUSY, "a dead letter has left its queue meanwhile")
+_TAKEN = JobRefusal(Reason.EXISTS, "a job with this id is already in the queue, or about to be")
 RESERVED = Refused(Reason.BUSY, "a step over several shards is about to add a job with this id")
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -123,6 +133,9 @@ class Spans(Steps):
         if self._begun.pop(command.step, None) is None:
             self._answer(queue, key, _GIVEN_UP)
             return
+        if command.dead:
+            self._decide_to_move(queue, key, command)
+            return
         run = None
         if command.run_id is not None:
             found = self._run_of(command.queue, command.id, command.run_id)
@@ -130,11 +143,32 @@ class Spans(Steps):
                 self._answer(queue, key, found)
                 return
             run = found
-        decision = _Decision(command.queue, command.others)
-        record = _key(Kind.DECISION, command.queue, command.step)
-        change: RecordChange = (record, _encode(decision), lambda: self._take_decision(record, None))
+        record, decision, change = self._decision_of(command)
         if self._carry_out(key, command.queue, run, command.jobs, command.mode, [change]):
             self._decisions[record] = (decision, self._now)
+
+    def _decision_of(self, command: Decide) -> tuple[RecordKey, _Decision, RecordChange]:
+        decision = _Decision(command.queue, command.others)
+        record = _key(Kind.DECISION, command.queue, command.step)
+        return record, decision, (record, _encode(decision), lambda: self._take_decision(record, None))
+
+    def _decide_to_move(self, queue: Queue | None, key: Key | None, command: Decide) -> None:
+        """Let dead letters leave their queue, and by that decide that they are in the other."""
+        letters = [letter for seq in command.dead if (letter := queue.dead.get(seq)) is not None] if queue is not None else []
+        if queue is None or len(letters) < len(command.dead):
+            self._answer(queue, key, _LEFT)
+            return
+        record, decision, change = self._decision_of(command)
+        if (refused := self._make_room_for(None, letters, Mode.UNIQUE, [change])) is not None:
+            self._answer(queue, key, refused)
+            return
+        changes: list[Change] = []
+        for letter in letters:
+            self._remove(changes, queue, letter, None, TRANSITIONS[Verb.PURGE])
+        self._decisions[record] = (decision, self._now)
+        note = Note("redriven", queue.name, "", 0, persist=False, count=len(letters))
+        self._ledger.log(queue, None, note, None, None)
+        self._log_all(key, command.queue, changes, [change])
 
     def _ask_decision(self, key: Key | None, command: AskDecision) -> None:
         queue = self.queues.get(command.queue)
@@ -168,6 +202,14 @@ class Spans(Steps):
 
     def _prepare(self, key: Key | None, command: Prepare) -> None:
         queue = self.queues.get(command.queue)
+        answer: Outcome = Done()
+        if command.free_only:
+            taken = [self._is_taken(job.queue, job.id) for job in command.jobs]
+            answer = Outcomes([_TAKEN if each else None for each in taken])
+            command = msgspec.structs.replace(command, jobs=[job for job, each in zip(command.jobs, taken, strict=True) if not each])
+            if not command.jobs:
+                self._answer(queue, key, answer)
+                return
         by_slot: dict[int, list[Enqueue]] = {}
         for job in command.jobs:
             by_slot.setdefault(slot_of(job.queue), []).append(job)
@@ -186,7 +228,14 @@ class Spans(Steps):
             record = RecordKey(slot, Kind.INTENT, command.step.hex())
             changes.append((record, _encode(intent), self._undo_of_intent(record)))
             self._keep_intent(record, intent)
-        self._write_records(command.queue, key, changes)
+        self._write_records(command.queue, key, changes, answer)
+
+    def _is_taken(self, queue_name: str, job_id: str) -> bool:
+        """Say whether an id is live, or may be once some step is concluded."""
+        if self._find(queue_name, job_id)[1] is not None or (queue_name, job_id) in self._reserved:
+            return True
+        others = (intent for of_step in self._intents.values() for intent, _ in of_step.values() if intent.mode is not Mode.UNIQUE)
+        return any((job.queue, job.id) == (queue_name, job_id) for intent in others for job in intent.jobs)
 
     def _unpreparable(self, command: Prepare, by_slot: dict[int, list[Enqueue]]) -> Refused | None:
         """Say why jobs cannot be kept until their step is decided, whatever is in the queues."""

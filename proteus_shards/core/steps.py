@@ -30,11 +30,11 @@ from proteus_shards.core.measures import COMPLETED, ENQUEUED
 from proteus_shards.core.queue import IN_FLIGHT, TRANSITIONS, Queue, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from proteus_shards.core.holdings import Key
     from proteus_shards.core.ledger import Image, Undo
-    from proteus_shards.core.model import Job, RecordKey
+    from proteus_shards.core.model import Job, RecordKey, Status
 
 AWAY = Refused(Reason.BUSY, "the backing store is away")
 
@@ -114,7 +114,13 @@ class Steps(Alarms):
         self._answer(next((queue for queue in queues if queue.pending), None), key, outcome)
 
     def _make_room_for(
-        self, run: tuple[Queue, Job] | None, jobs: Sequence[Enqueue], mode: Mode, records: Sequence[RecordChange], *, check: bool = True
+        self,
+        run: tuple[Queue, Job] | None,
+        jobs: Sequence[Enqueue | Job],
+        mode: Mode,
+        records: Sequence[RecordChange],
+        *,
+        check: bool = True,
     ) -> Refused | None:
         """See that a step fits into a batch, before anything changes. Says why it cannot be."""
         rows = len(records)
@@ -165,13 +171,16 @@ class Steps(Alarms):
                 self._take_back(changes)
                 return Refused(refused.reason, refused.detail, f"jobs[{place}]", refused.retry_after)
             queue = queue if queue is not None else self._make_queue(item.queue)
-            changes.append((queue, self._admit(queue, item, created_at), None, ENQUEUED, 0))
+            told = ENQUEUED if item.options is None or item.options.moved is None else None
+            changes.append((queue, self._admit(queue, item, created_at), None, told, 0))
         return changes
 
-    def _remove(self, changes: list[Change], queue: Queue, job: Job, answer: Done | None) -> None:
+    def _remove(
+        self, changes: list[Change], queue: Queue, job: Job, answer: Done | None, ends: Mapping[Status, Status] = _COMPLETE
+    ) -> None:
         changes.append((queue, job, image_of(job), answer, job.delivering))
         self._weigh(queue, -footprint(job))
-        queue.place(job, _COMPLETE[job.status])
+        queue.place(job, ends[job.status])
 
     def _take_back(self, changes: Sequence[Change]) -> None:
         """Undo what was drafted and never logged."""
@@ -200,7 +209,7 @@ class Steps(Alarms):
                 if job.persist:
                     self._touch(job)
                 alone = place == last and answer is None
-                self._ledger.log(queue, key if alone else None, told, job, image)
+                self._ledger.log(queue, key if alone else None, (told or Done()) if alone else told, job, image)
             if last < 0 or answer is not None:
                 self._ledger.log(home, key, answer or Done(), None, None)
         for queue in dict.fromkeys(queue for queue, *_ in changes):

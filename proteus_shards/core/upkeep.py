@@ -5,7 +5,8 @@ more, and whoever asked goes on. To find the jobs may take several portions (see
 
 **A redriven dead letter** comes back as itself: with its place in the queue, so before all that was accepted after it and among others in their
 original order, with its payload, last state and the history of its attempts. Its retries are all there again, and a deadline for waiting (ttl)
-that it had no longer counts. In another queue it is a new job at the end, with all but its place. One whose id is live again stays dead.
+that it had no longer counts. In another queue it is a new job at the end, with all but its place; of a queue of another shard `spans` says how.
+One whose id is live again, or promised to a step over several shards, stays dead.
 
 **Another time means another place.** A job that is rescheduled, or promoted, stands where it would if it had been enqueued now, for that
 time: it gets a new row in place of the old one. Another priority leaves it where it is among those of that priority, and of its key.
@@ -19,24 +20,26 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from proteus_shards.core.commands import Reason, Refused
-from proteus_shards.core.commands_control import Change, Counted, Purge, Redrive, State
+from proteus_shards.core.commands import Enqueue, Options, Reason, Refused
+from proteus_shards.core.commands_control import Change, Counted, PickDead, Picked, Purge, Redrive, State
+from proteus_shards.core.commands_jobs import Moved
 from proteus_shards.core.control import AWAY, DONE, NOT_FOUND, Control
 from proteus_shards.core.extras import NO_EXTRAS, PRIORITY_MAX
 from proteus_shards.core.holdings import Key, answer_bytes
 from proteus_shards.core.ledger import Note, footprint, image_of
-from proteus_shards.core.model import TIME_US_MAX, Job
+from proteus_shards.core.model import RECORD_BYTES_MAX, TIME_US_MAX, Job
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb
 from proteus_shards.core.views import LOOK_MAX, portions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from proteus_shards.core.extras import Extras
 
 CHANGES_MAX = 1000  # jobs that one command changes
 CHANGED_BYTES_MAX = 4 * 1024 * 1024  # of their payloads and states, where the store bounds its batches
 
+_encode = msgspec.msgpack.Encoder().encode
 _WAITING = frozenset({State.SCHEDULED, State.BACKING_OFF, State.READY, State.BLOCKED})
 
 
@@ -49,6 +52,7 @@ class Upkeep(Control):
         return {
             Purge: lambda key, command: self._scan(key, self._purge(key, command)),
             Redrive: lambda key, command: self._scan(key, self._redrive(key, command)),
+            PickDead: lambda key, command: self._scan(key, self._pick_dead(key, command.redrive)),
             Change: self._change,
         }
 
@@ -112,14 +116,7 @@ class Upkeep(Control):
             self._emit(key, Counted(0))
             return
         count = min(command.count, CHANGES_MAX)
-        ids = None if command.ids is None else frozenset(command.ids)
-        picked: list[Job] = []
-        for number, portion in enumerate(portions(queue.dead.values())):
-            if number:
-                yield
-            fitting = (job for job in portion if _is_redriven(job, command, ids))
-            picked = nsmallest(count + 1, chain(picked, fitting), key=lambda job: job.seq)
-        picked = [job for job in picked if _is_redriven(job, command, ids)]
+        picked = yield from self._first_dead(queue, command, count + 1)
         target = queue
         if command.to is not None and command.to != command.queue:
             found = self.queues.get(command.to)
@@ -139,6 +136,47 @@ class Upkeep(Control):
         if target is not queue:
             self._forget_if_empty(target)
             self._forget_if_empty(queue)
+
+    def _first_dead(self, queue: Queue, command: Redrive, count: int) -> Generator[None, None, list[Job]]:
+        """Look for the first dead letters, by their order key, that a redrive is about."""
+        ids = None if command.ids is None else frozenset(command.ids)
+        picked: list[Job] = []
+        for number, portion in enumerate(portions(queue.dead.values())):
+            if number:
+                yield
+            fitting = (job for job in portion if _is_redriven(job, command, ids))
+            picked = nsmallest(count, chain(picked, fitting), key=lambda job: job.seq)
+        return [job for job in picked if _is_redriven(job, command, ids)]
+
+    def _pick_dead(self, key: Key | None, command: Redrive) -> Iterator[None]:
+        """Say what a redrive into another shard is to move next: what a record there, and a batch here and there, have room for."""
+        queue = self.queues.get(command.queue)
+        if queue is None or command.to is None:
+            self._emit(key, Picked([], []))
+            return
+        names = 4 * (len(command.queue) + len(command.to)) + 256
+        record_max = record_left = RECORD_BYTES_MAX - names
+        batch_max = batch_left = min(self.limits.batch_bytes_max or CHANGED_BYTES_MAX, CHANGED_BYTES_MAX) - names
+        count = max(1, min(command.count, CHANGES_MAX, self._rows_max - 1))
+        found = yield from self._first_dead(queue, command, count + 1)
+        chosen: dict[str, tuple[int, Enqueue]] = {}
+        too_large, after, looked = None, command.after, 0
+        for letter in found[:count]:
+            job = _moved(letter, command.to)
+            size, weight = len(_encode(job)), max(answer_bytes(letter), answer_bytes(job))
+            if size > record_max or weight > batch_max:
+                too_large = too_large or letter.id
+            elif letter.id not in chosen:
+                record_left -= size
+                batch_left -= weight
+                if record_left < 0 or batch_left < 0:
+                    break
+                chosen[letter.id] = (letter.seq, job)
+            after = letter.seq
+            looked += 1
+        self.answered_bytes += sum(answer_bytes(job) for _, job in chosen.values())
+        seqs = [seq for seq, _ in chosen.values()]
+        self._answer(queue, key, Picked(seqs, [job for _, job in chosen.values()], looked < len(found), after, too_large))
 
     def _bring_back(self, queue: Queue, target: Queue, key: Key | None, chosen: list[Job]) -> tuple[int | None, int]:
         """Redrive dead letters. Returns how many were, and how many were looked at; None: the first that could be has been refused, and that was answered."""
@@ -309,6 +347,14 @@ class Upkeep(Control):
             self._ledger.log(queue, None, note, None, None)
         else:
             self._note(note)
+
+
+def _moved(letter: Job, to: str) -> Enqueue:
+    """Return a dead letter as the job that it is to be in another queue."""
+    extras = letter.extras or NO_EXTRAS
+    moved = Moved(letter.created_at, extras.history, extras.schedule)
+    options = Options(extras.key, extras.priority, None, extras.backoff, extras.trace, moved)
+    return Enqueue(to, letter.id, letter.timeout, letter.persist, letter.max_retries, letter.payload, letter.state, letter.run_at, options)
 
 
 def _is_redriven(job: Job, command: Redrive, ids: frozenset[str] | None) -> bool:

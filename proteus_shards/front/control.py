@@ -44,6 +44,7 @@ from proteus_shards.front.instants import RULE, read_instant
 from proteus_shards.front.job_bodies import STRING, UNREADABLE, Rules, explain, raw_json
 from proteus_shards.front.operations import Ask, Parse
 from proteus_shards.front.queries import parse_query, read_integer, read_name, read_seconds
+from proteus_shards.front.redrives import RedriveAcross
 from proteus_shards.front.views import Page, job_shown, jobs_page, queue_shown
 
 PAGE_DEFAULT = 100
@@ -200,7 +201,7 @@ def delete_job(_body: bytes, query: bytes, _settings: Settings) -> Ask | Problem
     return Ask(Purge(queue, [str(state) for state in State], None, [job_id]), partial(_show_deleted, queue, job_id))
 
 
-def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Problem:
+def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | RedriveAcross | Problem:
     """`POST /redrive?queue=&to=`: gives dead letters a new life, all or those that the body names (`ids`, `key`, `reason`)."""
     values = parse_query(query, ("queue", "to"))
     if isinstance(values, Problem):
@@ -211,8 +212,6 @@ def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Probl
     to = values.get("to")
     if to is not None and (wrong := name_fault(to)) is not None:
         return fault("to", wrong)
-    if to is not None and shard_of(slot_of(to), settings.shards) != shard_of(slot_of(queue), settings.shards):
-        return fault("to", "must be a queue of the same shard: a redrive is one atomic step")
     chosen = _Chosen()
     if body:
         try:
@@ -229,6 +228,8 @@ def redrive(body: bytes, query: bytes, settings: Settings) -> InPortions | Probl
     if chosen.key is not None and (wrong := name_fault(chosen.key)) is not None:
         return fault("key", wrong)
     command = Redrive(queue, chosen.ids, chosen.key, chosen.reason, to)
+    if to is not None and shard_of(slot_of(to), settings.shards) != shard_of(slot_of(queue), settings.shards):
+        return RedriveAcross(command)
     return InPortions(command, lambda counted: msgspec.structs.replace(command, after=counted.after))
 
 

@@ -91,10 +91,7 @@ class InPortions:
         if self._over:
             return
         if isinstance(outcome, Refused):
-            problem = refusal(outcome, self.command.queue)
-            if self._jobs:
-                status = problem.status if problem.status == 500 else 503
-                problem = Problem(status=status, detail=f"after {self._jobs} jobs: {problem.detail}", queue=self.command.queue)
+            problem = midway(refusal(outcome, self.command.queue), self._jobs, self.command.queue)
             self._on_answer(problem.answer(), ())
             return
         assert isinstance(outcome, Counted)
@@ -103,6 +100,13 @@ class InPortions:
             self._submit(self._next_command(outcome))
         else:
             _tell(self._on_answer, partial(self._show, self._jobs))
+
+
+def midway(problem: Problem, jobs: int, queue: str) -> Problem:
+    """Return what is told of a problem that has ended a change of many after so many jobs."""
+    if not jobs:
+        return problem
+    return Problem(status=problem.status if problem.status == 500 else 503, detail=f"after {jobs} jobs: {problem.detail}", queue=queue)
 
 
 def show_count(jobs: int) -> Answer:

@@ -387,7 +387,8 @@ CALLS: dict[tuple[str, str], Described] = {
         tag="Operating",
         summary="Give dead letters a new life",
         parameters=("queue!", "to"),
-        help="In their original order, with all their retries.",
+        help="In their original order, with all their retries. In portions, each of them all or nothing, also into a queue of another shard. "
+        "One whose id is live in its queue stays dead.",
         body=Body({JSON: "Picked"}, "Which of them. Without a body all.", required=False),
         answers={200: Body({JSON: "Count"}, "How many.")},
     ),

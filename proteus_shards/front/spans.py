@@ -49,7 +49,7 @@ from proteus_shards.front.pending import OnReply
 
 LEFT_US = 5_000_000  # a step that has been under way for so long was left by its front
 
-_EFFECT_UNKNOWN = frozenset({Reason.UNKNOWN, Reason.FAULT})
+EFFECT_UNKNOWN = frozenset({Reason.UNKNOWN, Reason.FAULT})
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -120,7 +120,7 @@ class Span:
 
     def _take_begun(self, outcome: Outcome) -> None:
         if isinstance(outcome, Refused):
-            self._tell([], _without_effect(outcome))
+            self._tell([], without_effect(outcome))
             return
         reached("step.begun")
         self._ask_others([self._prepare(places) for places in self._others], self._take_prepared)
@@ -133,9 +133,9 @@ class Span:
         reached("step.prepared")
         found = [(places, outcome) for places, outcome in zip(self._others, outcomes, strict=True) if isinstance(outcome, Refused)]
         if found:
-            places, refused = min(found, key=lambda item: item[1].reason in _EFFECT_UNKNOWN or item[1].reason is Reason.BUSY)
+            places, refused = min(found, key=lambda item: item[1].reason in EFFECT_UNKNOWN or item[1].reason is Reason.BUSY)
             self._give_up()
-            self._tell(places, _without_effect(refused))
+            self._tell(places, without_effect(refused))
             return
         own = [self._jobs[place] for place in self._own]
         others = {slot_of(queue := self._jobs[place].queue): queue for places in self._others for place in places}
@@ -153,7 +153,7 @@ class Span:
                 [Conclude(self._jobs[places[0]].queue, self._step, done=True) for places in self._others], self._take_concluded
             )
             return
-        if outcome.reason not in _EFFECT_UNKNOWN:
+        if outcome.reason not in EFFECT_UNKNOWN:
             self._give_up()
         self._tell(self._own, outcome)
 
@@ -163,13 +163,13 @@ class Span:
         if left is not None:
             self._tell([], Refused(Reason.UNKNOWN, f"the step will be done, but not all of it is yet: {left.detail}"))
             return
-        self._ask(Forget(self._home, self._step), _ignore)
+        self._ask(Forget(self._home, self._step), ignore)
         self._tell([], Done())
 
     def _give_up(self) -> None:
         for places in self._others:
-            self._ask(Conclude(self._jobs[places[0]].queue, self._step, done=False), _ignore)
-        self._ask(Forget(self._home, self._step), _ignore)
+            self._ask(Conclude(self._jobs[places[0]].queue, self._step, done=False), ignore)
+        self._ask(Forget(self._home, self._step), ignore)
 
     def _ask(self, command: Any, on_reply: OnReply) -> None:
         sent = self._router.submit(command, on_reply)
@@ -203,12 +203,12 @@ class Span:
         self._on_answer(shown, ())
 
 
-def _without_effect(refused: Refused) -> Refused:
+def without_effect(refused: Refused) -> Refused:
     """Return what is told of a refusal before the decision."""
     return msgspec.structs.replace(refused, reason=Reason.BUSY) if refused.reason is Reason.UNKNOWN else refused
 
 
-def _ignore(_outcome: Outcome) -> None:
+def ignore(_outcome: Outcome) -> None:
     """Leave the rest to whoever lists the steps next."""
 
 
@@ -239,7 +239,7 @@ def carry_on(router: Routes, step: OpenStep) -> None:
         nonlocal left
         left -= isinstance(outcome, Done)
         if not left:
-            router.submit(Forget(step.queue, step.step), _ignore)
+            router.submit(Forget(step.queue, step.step), ignore)
 
     for queue in step.others:
         router.submit(Conclude(queue, step.step, done=True), take)
@@ -247,4 +247,4 @@ def carry_on(router: Routes, step: OpenStep) -> None:
 
 def _conclude(router: Routes, step: OpenStep, outcome: Outcome) -> None:
     if isinstance(outcome, Decided):
-        router.submit(Conclude(step.queue, step.step, done=outcome.done), _ignore)
+        router.submit(Conclude(step.queue, step.step, done=outcome.done), ignore)

@@ -54,7 +54,7 @@ from proteus_shards.core.commands import (
     Statistics,
     Undeliver,
 )
-from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE
+from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE, Moved
 from proteus_shards.core.extras import DURATION_US_MAX, Attempt, Backoff, Extras
 from proteus_shards.core.model import MAX_RETRIES_MAX, TIME_US_MAX, TIMEOUT_SECONDS_MAX
 from proteus_shards.errors import ProtocolError, VersionError
@@ -109,6 +109,7 @@ COMMANDS: list[Command] = [
     ListDead(LONG, 2**53, 2**62),
     Enqueue("q", "i", TIMEOUT_OF_QUEUE, True, RETRIES_OF_QUEUE, b"1", None, None, Options()),
     Enqueue("q", "i", 1, True, 0, b"1", None, None, Options(LONG, -(2**31), DURATION_US_MAX, BACKOFF, LONG)),
+    Enqueue("q", "i", 1, True, 0, b"1", None, None, Options(moved=Moved(TIME_US_MAX, (Attempt(1, 0, TIME_US_MAX, "failed", LONG),), LONG))),
     EnqueueAll("q", []),
     EnqueueAll(LONG, [JOB, JOB], Mode.REPLACE),
     Replace("q", JOB),
@@ -131,6 +132,7 @@ COMMANDS: list[Command] = [
     control.Purge(LONG, list(control.State), LONG, [LONG, ""], 2**53),
     control.Redrive("q"),
     control.Redrive(LONG, [LONG], LONG, "timeout", LONG, 2**53, 2**62),
+    control.PickDead("q", control.Redrive("q", to=LONG)),
     control.Change("q", "i"),
     control.Change(LONG, LONG, TIME_US_MAX, -(2**31)),
     control.PutSchedule("q", LONG, EVERY_BYTE),
@@ -141,8 +143,10 @@ COMMANDS: list[Command] = [
 COMMANDS += [
     Begin(LONG, RUN),
     Prepare(LONG, RUN, LONG, [JOB]),
+    Prepare(LONG, RUN, LONG, [JOB], Mode.UNIQUE, free_only=True),
     Decide(LONG, RUN, [], Mode.UNIQUE, [LONG]),
     Decide(LONG, RUN, [JOB], Mode.UNIQUE, [], LONG, RUN),
+    Decide(LONG, RUN, [], Mode.UNIQUE, [LONG], dead=[0, 2**62]),
     AskDecision(LONG, RUN),
     Conclude(LONG, RUN, done=True),
     Forget(LONG, RUN),
@@ -194,6 +198,8 @@ OUTCOMES: list[Outcome] = [
     control.Jobs([VIEW, msgspec.structs.replace(VIEW, extras=None, deadline_us=None)], LONG),
     control.Queues([]),
     control.Queues([control.QueueView(LONG, 1, 2, 3, 4, 5, 6, 2**62, 2**62, True, EVERY_BYTE), QUEUE_VIEW], LONG),
+    control.Picked([], []),
+    control.Picked([0, 2**62], [JOB, JOB], more=True, after=2**62, too_large=LONG),
     control.Counted(2**53),
     control.Counted(0, more=True, after=2**62),
     control.Schedules([]),

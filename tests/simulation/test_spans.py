@@ -215,18 +215,22 @@ class World:
         """Let everything arrive and every store answer well, until nothing is under way."""
         for _ in range(30):
             self.look()
-            while self.inbox or self.cut or any(bench.shard.has_open for bench in self.benches) or any(map(_sends, self.fronts)):
-                self.reply()
-                self.deliver()
-                for shard in list(self.cut):
-                    self.benches[shard].store.commit(self.cut.pop(shard))
-                    self.benches[shard].shard.committed()
-                    self.benches[shard].collect()
-                    self.collect()
-                self.begin_commit()
+            self.settle()
             if not any(bench.shard._intents or bench.shard._decisions for bench in self.benches):
                 return
         raise AssertionError("steps are left")
+
+    def settle(self) -> None:
+        """Let all that is on its way arrive, and every store answer well."""
+        while self.inbox or self.cut or any(bench.shard.has_open for bench in self.benches) or any(map(_sends, self.fronts)):
+            self.reply()
+            self.deliver()
+            for shard in list(self.cut):
+                self.benches[shard].store.commit(self.cut.pop(shard))
+                self.benches[shard].shard.committed()
+                self.benches[shard].collect()
+                self.collect()
+            self.begin_commit()
 
     def reshard(self, shards: int) -> None:
         """Stop all, and start with another number of shards."""
