@@ -139,7 +139,7 @@ class JobInfo(_Bodies, frozen=True, kw_only=True):
     reason: str | None = None
     key: str | None = None
     priority: int = 0
-    ttl: float | None = None
+    expires_at: str | None = None
     backoff: Backoff | None = None
     created_at: str = ""
     updated_at: str = ""

@@ -1,6 +1,7 @@
 """`export` and `import`: jobs as NDJSON, one a line as the API takes them. And how lines get into a server.
 
-An export holds what a job is, and not where it stands: one that was in flight is enqueued anew by an import. The bytes of payloads and states stay as they are. The jobs of a queue
+An export holds what a job is, and not where it stands: one that was in flight is enqueued anew by an import, with all its retries and its last saved state, while its run
+goes on in the old server. Whoever moves jobs lets the runners end first. Of a `ttl` it carries what is left. The bytes of payloads and states stay as they are. The jobs of a queue
 come in the order of their delivery, and an import keeps it.
 
 Many lines go in requests of LINES_PER_REQUEST, so that one that is cut off is known to that. Each request is answered before the next begins: the order holds.
@@ -13,6 +14,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -82,6 +84,7 @@ def _portable(job: JobInfo | DeadLetter) -> NewJob:
     from proteus_shards.client import NewJob  # noqa: PLC0415 as above
 
     state = bytes(job.state_json)
+    expires_at = getattr(job, "expires_at", None)
     return NewJob(
         id=job.id,
         queue=job.queue,
@@ -93,8 +96,17 @@ def _portable(job: JobInfo | DeadLetter) -> NewJob:
         run_at=job.run_at,
         key=job.key,
         priority=job.priority,
+        ttl=None if expires_at is None else _ttl_of(expires_at, job.run_at),
         backoff=getattr(job, "backoff", None),
     )
+
+
+def _ttl_of(expires_at: str, run_at: str | None) -> float:
+    """Return how long a job may wait, in seconds: from its run_at, or from now where that has passed."""
+    since = datetime.now(UTC)
+    if run_at is not None:
+        since = max(since, datetime.fromisoformat(run_at))
+    return max(0.0, (datetime.fromisoformat(expires_at) - since).total_seconds())
 
 
 def _import(arguments: argparse.Namespace, console: Console) -> int:

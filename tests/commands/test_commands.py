@@ -108,6 +108,19 @@ def test_an_export_is_what_an_import_takes(command: RunCommand, client: Client, 
     assert before == [(job.id, bytes(job.payload_json), job.max_retries) for job in client.next_many(queue, 1000)]
 
 
+def test_an_export_carries_what_is_left_of_a_ttl(command: RunCommand, client: Client, queue: str) -> None:
+    """From now, or from the job's run_at, where that is later; a job in flight has its own, too."""
+    client.enqueue(queue, id="run", timeout=30, ttl=500)
+    assert client.next(queue) is not None
+    client.enqueue(queue, id="ready", timeout=30, ttl=1000)
+    client.enqueue(queue, id="later", timeout=30, ttl=70, run_at="2999-01-01T00:00:00Z")
+    client.enqueue(queue, id="none", timeout=30)
+    ttls = {job["id"]: job.get("ttl") for job in map(json.loads, command("export", queue).out.splitlines())}
+
+    assert (70, None) == (ttls["later"], ttls.get("none"))
+    assert 0 < ttls["run"] <= 500 < ttls["ready"] <= 1000
+
+
 def test_queues_are_listed(command: RunCommand, client: Client, queue: str) -> None:
     """As a table, or one a line of JSON."""
     client.enqueue(queue, timeout=30)
