@@ -141,8 +141,8 @@ SCENARIOS: dict[str, Scenario] = {
         unit="× none",
         stores=("memory", "sqlite-full"),
         repeats_itself=True,
-        windows=2 + FILL_SHARE,
-        fills=lambda options: 2 * options.backlog,
+        windows=3 + FILL_SHARE,
+        fills=lambda options: 3 * options.backlog,
         predicted={"memory/1": (0.9, 1.05), "sqlite-full/1": (0.85, 1.05)},
     ),
     "memory": Scenario(

@@ -201,6 +201,7 @@ class Proteus(Target):
         self.backing = backing
         self._store = store.replace("FOLDER", quote(str(folder / "store")))
         self._options = ["--shards", str(shards), "--fronts", str(fronts), "--fast-lane" if fast_lane else "--no-fast-lane"]
+        self._options += ["--dead-letters-max", "100000000"]  # none is to be dropped behind a measurement
 
     def command(self) -> list[str]:
         store = self._store if self.backing is None else self.backing.url()

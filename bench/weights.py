@@ -16,7 +16,7 @@ from bench.subjects import Subject
 from bench.targets import Proteus, Target
 
 MILLION = 1_000_000
-CROWDS = {"blocked": ',"key":"one"', "scheduled": ',"run_at":"2999-01-01T00:00:00Z"'}
+CROWDS = {"blocked": ',"key":"one"', "scheduled": ',"run_at":"2999-01-01T00:00:00Z"', "dead": ',"ttl":0'}
 
 
 def backlog(run: Run, subject: Subject, target: Target) -> list[Sample]:
@@ -63,7 +63,7 @@ def backlog(run: Run, subject: Subject, target: Target) -> list[Sample]:
 
 
 def crowd(run: Run, subject: Subject, target: Target) -> list[Sample]:
-    """Measure next with many jobs in the queue that can't run, blocked by one of their key or scheduled, and with none: the lowest ratio."""
+    """Measure next with many jobs in the queue that can't run, blocked by one of their key, scheduled or dead, and with none: the lowest ratio."""
     family = run.family(subject)
     seconds = run.options.seconds
     samples: list[Sample] = []
