@@ -103,6 +103,13 @@ class Keys:
             job.filed &= ~_IN_WAITING
         return None
 
+    def clear(self) -> None:
+        """Take all jobs out of all lanes, those included that are gone and may be brought back by an undo."""
+        for lane in self.lanes.values():
+            for *_, job in (*lane.held, *lane.waiting):
+                job.filed = 0
+        self.lanes.clear()
+
     def _entry(self, job: Job) -> tuple[int, int, int, Job]:
         return (0 if self._strict else job.ready_at, job.seq, id(job), job)
 

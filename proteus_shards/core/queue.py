@@ -303,10 +303,11 @@ class Queue:
             del keys.lanes[key]
 
     def _rebuild_keys(self) -> None:
+        if self._keys is not None:
+            self._keys.clear()
         keys = self._keys = Keys(self.settings)
         for job in self.jobs.values():
             if (key := key_of(job)) is not None:
-                job.filed = 0
                 if job.status is READY and not job.blocked:
                     job.blocked = True
                     self.blocked += 1

@@ -81,6 +81,7 @@ class Upkeep(Control):
         if self.away and any(job.persist for job in chosen):
             self._answer(queue, key, AWAY)
             return
+        self._log_as_one(chosen, queue)
         for job in chosen:
             image = image_of(job)
             self._weigh(queue, -footprint(job))
@@ -181,6 +182,7 @@ class Upkeep(Control):
     def _bring_back(self, queue: Queue, target: Queue, key: Key | None, chosen: list[Job]) -> tuple[int | None, int]:
         """Redrive dead letters. Returns how many were, and how many were looked at; None: the first that could be has been refused, and that was answered."""
         done = 0
+        self._log_as_one(chosen, queue, target)
         for place, job in enumerate(chosen):
             taken = (target.name, job.id)
             if job.id in target.jobs or taken in self._doubt or taken in self._reserved:
@@ -336,6 +338,13 @@ class Upkeep(Control):
             chosen.append(job)
         self._ledger.make_room(rows * len(chosen), min(size, bytes_max))
         return chosen
+
+    def _log_as_one(self, jobs: Sequence[Job], *queues: Queue) -> None:
+        """See that what becomes of memory-only jobs is undone with what becomes of the persisted ones among them."""
+        if not self.away and any(job.persist for job in jobs):
+            for queue in queues:
+                if not queue.pending:
+                    self._ledger.log(queue, None, None, None, None)
 
     def _note_changed(self, queue: Queue, kind: str, count: int) -> None:
         if count:
