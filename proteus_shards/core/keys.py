@@ -18,20 +18,28 @@ A priority counts between keys, never inside one: a lane takes no notice of it, 
 
 Nothing here is remembered that the jobs do not say themselves (their status, attempt and extras), so that to undo a change, to read a row, and to
 change a setting is to file a job again. Heaps have lazy deletion: an entry counts while its job belongs there. A job has at most one entry in each
-of the two heaps of its lane (`Job.filed`), so memory follows the jobs. Filing and showing cost O(log n) of the jobs of that one key.
+of the two heaps of its lane (`Job.filed`). Filing and showing cost O(log n) of the jobs of that one key.
+
+An entry of a job that is gone (completed or purged while an older one waits, say) stays behind the front, with its payload. A heap is swept once it has
+more of those than jobs of the key are live, and more than `STALE_MIN`: so memory follows the jobs that are live.
 """
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from proteus_shards.core.model import Job, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proteus_shards.core.queue_settings import QueueSettings
 
+STALE_MIN = 64  # fewer stale entries than this are never worth a sweep
+
 _IN_HELD, _IN_WAITING = 1, 2  # bits of `Job.filed`
+_LIVE = tuple(status not in {Status.GONE, Status.DEAD} for status in Status)
 
 
 def key_of(job: Job) -> str | None:
@@ -47,7 +55,7 @@ def came_back(job: Job) -> bool:
 class Lane:
     """The jobs of one key."""
 
-    __slots__ = ("held", "running", "shown", "waiting")
+    __slots__ = ("held", "live", "running", "shown", "waiting")
 
     def __init__(self) -> None:
         self.held: list[
@@ -56,6 +64,7 @@ class Lane:
         self.waiting: list[tuple[int, int, int, Job]] = []
         self.running: list[Job] = []  # in flight: one, but for what an unknown outcome may bring
         self.shown: Job | None = None
+        self.live = 0  # jobs of the key that are neither gone nor dead, whether they belong here now or not
 
 
 class Keys:
@@ -84,7 +93,18 @@ class Keys:
         if self._is_waiting(job) and not job.filed & _IN_WAITING:
             job.filed |= _IN_WAITING
             heappush(lane.waiting, self._entry(job))
+        if _LIVE[status]:
+            lane.live += not _LIVE[was]
+        elif _LIVE[was]:
+            lane.live -= 1
+            self._sweep(lane)
         return lane
+
+    def forget(self) -> None:
+        """Leave no trace in the jobs, so that other lanes can take them, the gone ones too: they may come back."""
+        for lane in self.lanes.values():
+            for *_, job in (*lane.held, *lane.waiting):
+                job.filed = 0
 
     def front(self, lane: Lane) -> Job | None:
         """Return the job of a key that must be next, READY or not."""
@@ -103,12 +123,12 @@ class Keys:
             job.filed &= ~_IN_WAITING
         return None
 
-    def clear(self) -> None:
-        """Take all jobs out of all lanes, those included that are gone and may be brought back by an undo."""
-        for lane in self.lanes.values():
-            for *_, job in (*lane.held, *lane.waiting):
-                job.filed = 0
-        self.lanes.clear()
+    def _sweep(self, lane: Lane) -> None:
+        most = lane.live + max(STALE_MIN, lane.live)
+        if len(lane.held) > most:
+            lane.held = _swept(lane.held, self._is_held, _IN_HELD)
+        if len(lane.waiting) > most:
+            lane.waiting = _swept(lane.waiting, self._is_waiting, _IN_WAITING)
 
     def _entry(self, job: Job) -> tuple[int, int, int, Job]:
         return (0 if self._strict else job.ready_at, job.seq, id(job), job)
@@ -118,3 +138,15 @@ class Keys:
 
     def _is_waiting(self, job: Job) -> bool:
         return job.status is Status.READY or (self._strict and job.status is Status.SCHEDULED and not came_back(job))
+
+
+def _swept(heap: list[tuple[int, int, int, Job]], belongs: Callable[[Job], bool], bit: int) -> list[tuple[int, int, int, Job]]:
+    """Return a heap without the entries that no longer count."""
+    kept = []
+    for entry in heap:
+        if belongs(entry[3]):
+            kept.append(entry)
+        else:
+            entry[3].filed &= ~bit
+    heapify(kept)
+    return kept

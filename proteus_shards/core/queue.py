@@ -299,12 +299,12 @@ class Queue:
             shown.blocked = False
             self.blocked -= 1
             self._line_up(shown)
-        if front is None and not lane.running:
+        if not lane.live:
             del keys.lanes[key]
 
     def _rebuild_keys(self) -> None:
         if self._keys is not None:
-            self._keys.clear()
+            self._keys.forget()
         keys = self._keys = Keys(self.settings)
         for job in self.jobs.values():
             if (key := key_of(job)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
@@ -23,10 +24,11 @@ from proteus_shards.core.commands import (
     Refused,
 )
 from proteus_shards.core.holdings import Limits
+from proteus_shards.core.keys import STALE_MIN
 from proteus_shards.core.ledger import Note, footprint
 from proteus_shards.core.model import Batch, Job, Mark, Record, RecordKey, Row, RowKey, Status
 from proteus_shards.core.placement import slot_of
-from proteus_shards.core.queue import place_of
+from proteus_shards.core.queue import Queue, place_of
 from proteus_shards.core.queue_settings import QueueSettings
 from proteus_shards.core.shard import Shard
 
@@ -297,12 +299,22 @@ def check_books(shard: Shard) -> None:
         assert queue.head() is (lined[0] if lined else None)
         assert queue.bytes == sum(footprint(job) for job in [*queue.jobs.values(), *queue.dead.values()])
         assert not queue.empty, f"queue {name} should be forgotten"
+        check_lanes(queue)
         pending += queue.pending
         polls += len(queue.waiters)
     assert shard.totals == counts
     assert shard.bytes == size
     assert shard.pending == pending
     assert shard.polls == polls
+
+
+def check_lanes(queue: Queue) -> None:
+    """See that the lanes of a queue hold its jobs, and hardly any that are gone."""
+    keys = [job.extras.key for job in queue.jobs.values() if job.extras is not None and job.extras.key is not None]
+    lanes = queue._keys.lanes if queue._keys is not None else {}
+    assert {key: lane.live for key, lane in lanes.items()} == Counter(keys)
+    for lane in lanes.values():
+        assert max(len(lane.held), len(lane.waiting)) <= lane.live + max(STALE_MIN, lane.live)
 
 
 DONE = Done()

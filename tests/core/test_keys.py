@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proteus_shards.core.commands import Complete, Next, Reason, Undeliver
-from proteus_shards.core.commands_control import Fail, Release, State
+from proteus_shards.core.commands import Complete, Enqueue, Next, Options, Reason, Undeliver
+from proteus_shards.core.commands_control import Fail, Purge, Release, SetQueue, State
 from proteus_shards.core.model import Status
 from tests.core.rig import DONE, SECOND, WALL, Bench, check_books
 
@@ -292,3 +292,56 @@ def test_each_key_runs_alone_in_order_and_none_starves(steps: list[tuple[str, in
         for key in range(3):
             of_key = [name for name in done if int(name) % 3 == key]
             assert all(first < second for first, second in pairwise(of_key))
+
+
+@pytest.mark.parametrize("on_retry", ["hold", "skip"])
+@pytest.mark.parametrize("way", ["complete", "purge", "lapse", "come back"])
+def test_jobs_of_a_key_that_are_gone_take_no_memory(on_retry: str, way: str) -> None:
+    """However many are taken away behind an older one of their key, the lane forgets them, and may hold them again."""
+    bench = Bench()
+    bench.set(on_retry=on_retry)
+    bench.enqueue("first", key="k")
+    bench.enqueue("second", key="k")
+    for number in range(500):
+        bench.enqueue(f"{number}", key="k", ttl_us=0 if way == "lapse" else None)
+        if way == "complete":
+            complete(bench, f"{number}")
+        elif way == "purge":
+            bench.ask(Purge("q", ids=[f"{number}"]))
+        elif way == "come back":
+            assert bench.take_ids(1) == ["first"]
+            bench.ask(Release("q", "first", delay_us=0))
+            complete(bench, f"{number}")
+        else:
+            bench.pass_time(0.001)
+        if number % 50 == 0:
+            check_books(bench.shard)
+
+    check_books(bench.shard)
+    bench.enqueue("third", key="k")
+    for name in ("first", "second", "third"):
+        assert bench.take_ids() == [name]
+        complete(bench, name)
+    check_books(bench.shard)
+
+
+@pytest.mark.parametrize("churn", [0, 200])
+def test_a_job_that_is_back_after_a_failed_commit_is_in_its_lane_again(churn: int) -> None:
+    """Whatever was thrown away meanwhile: its entry in a sweep, or all lanes by a change of the settings."""
+    bench = Bench()
+    bench.enqueue("first", key="k")
+    bench.enqueue("back", key="k", persist=True)
+    bench.commit()
+    bench.send(Complete("q", "back"))
+    bench.send(SetQueue("q", b'{"delayed_head":"hold"}'))
+    for number in range(churn):
+        bench.send(Enqueue("q", f"{number}", 10, False, 0, b"1", options=Options(key="k")))
+        bench.send(Complete("q", f"{number}"))
+    bench.shard.cut()
+    bench.fail()
+    bench.heal()
+
+    check_books(bench.shard)
+    assert bench.take_ids() == ["first"]
+    complete(bench, "first")
+    assert [job.id for job in bench.take_durably()] == ["back"]
