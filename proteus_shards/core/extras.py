@@ -9,11 +9,14 @@ Times are whole microseconds since the Unix epoch, durations whole microseconds.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from proteus_shards.errors import RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PRIORITY_MAX = 2**31 - 1
 KEY_LENGTH_MAX = 1024
@@ -70,6 +73,16 @@ def extras_bytes(extras: Extras | None) -> int:
         return 0
     errors = sum(64 + 4 * len(attempt.error or "") for attempt in extras.history)
     return 256 + 4 * (len(extras.key or "") + len(extras.trace or "") + len(extras.schedule or "")) + errors
+
+
+def extras_times(extras: Extras) -> Iterator[int]:
+    """Yield all instants that extras have."""
+    for time in (extras.expires_at, extras.not_before):
+        if time is not None:
+            yield time
+    for attempt in extras.history:
+        yield attempt.started_at
+        yield attempt.ended_at
 
 
 def with_attempt(extras: Extras | None, attempt: Attempt, not_before: int | None, bytes_max: int | None = None) -> Extras | None:

@@ -100,12 +100,6 @@ class Keys:
             self._sweep(lane)
         return lane
 
-    def forget(self) -> None:
-        """Leave no trace in the jobs, so that other lanes can take them, the gone ones too: they may come back."""
-        for lane in self.lanes.values():
-            for *_, job in (*lane.held, *lane.waiting):
-                job.filed = 0
-
     def front(self, lane: Lane) -> Job | None:
         """Return the job of a key that must be next, READY or not."""
         held, waiting = lane.held, lane.waiting
@@ -122,6 +116,13 @@ class Keys:
             heappop(waiting)
             job.filed &= ~_IN_WAITING
         return None
+
+    def clear(self) -> None:
+        """Take all jobs out of all lanes, those included that are gone and may be brought back by an undo."""
+        for lane in self.lanes.values():
+            for *_, job in (*lane.held, *lane.waiting):
+                job.filed = 0
+        self.lanes.clear()
 
     def _sweep(self, lane: Lane) -> None:
         most = lane.live + max(STALE_MIN, lane.live)

@@ -18,7 +18,7 @@ from enum import IntEnum
 
 import msgspec
 
-from proteus_shards.core.extras import Extras, unpack_extras
+from proteus_shards.core.extras import Extras, extras_times, unpack_extras
 from proteus_shards.errors import RowError
 
 ROW_VERSION = 2
@@ -185,6 +185,11 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def is_instant(time_us: int) -> bool:
+    """Say whether an instant lies in the years 1…9999."""
+    return TIME_US_MIN <= time_us <= TIME_US_MAX
+
+
 def job_of(row: Row) -> Job:
     """Build the living job of a stored row. Raises `RowError`, which says what the row lacks to be one."""
     if (fault := name_fault(row.queue)) is not None:
@@ -200,6 +205,9 @@ def job_of(row: Row) -> Job:
     instants = (row.ready_at, row.created_at, row.updated_at, row.created_at if row.run_at is None else row.run_at)
     if min(instants) < TIME_US_MIN or max(instants) > TIME_US_MAX:  # one far in the future would drag the shard's clock along
         raise RowError("ready_at, run_at, created_at and updated_at must lie in the years 1…9999")
+    extras = unpack_extras(row.extras)
+    if extras is not None and not all(is_instant(time) for time in extras_times(extras)):
+        raise RowError("the times in extras must lie in the years 1…9999")
     return Job(
         queue=row.queue,
         id=row.id,
@@ -217,5 +225,5 @@ def job_of(row: Row) -> Job:
         run_id=row.run_id,
         reason=row.reason,
         stored=True,
-        extras=unpack_extras(row.extras),
+        extras=extras,
     )

@@ -304,7 +304,7 @@ class Queue:
 
     def _rebuild_keys(self) -> None:
         if self._keys is not None:
-            self._keys.forget()
+            self._keys.clear()
         keys = self._keys = Keys(self.settings)
         for job in self.jobs.values():
             if (key := key_of(job)) is not None:

@@ -54,7 +54,7 @@ from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
 from proteus_shards.core.extras import Extras, pack_extras, slim
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
 from proteus_shards.core.measures import ENQUEUED
-from proteus_shards.core.model import SECOND_US, Job, RecordKey, RowKey
+from proteus_shards.core.model import SECOND_US, TIME_US_MAX, Job, RecordKey, RowKey
 from proteus_shards.core.once import Once
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
@@ -426,7 +426,7 @@ def _extras_of(command: Enqueue, settings: QueueSettings, wall: int) -> Extras |
     ttl_us = options.ttl_us if options is not None and options.ttl_us is not None else None
     if ttl_us is None and settings.ttl is not None:
         ttl_us = int(settings.ttl * SECOND_US)
-    expires_at = max(wall, command.run_at_us or wall) + ttl_us if ttl_us is not None else None
+    expires_at = min(max(wall, command.run_at_us or wall) + ttl_us, TIME_US_MAX) if ttl_us is not None else None
     if options is not None:
         extras = Extras(options.key, options.priority, expires_at, options.backoff, trace=options.trace)
     else:

@@ -9,7 +9,7 @@ that it had no longer counts. In another queue it is a new job at the end, with 
 One whose id is live again, or promised to a step over several shards, stays dead.
 
 **Another time means another place.** A job that is rescheduled, or promoted, stands where it would if it had been enqueued now, for that
-time: it gets a new row in place of the old one. Another priority leaves it where it is among those of that priority, and of its key.
+time: it gets a new row in place of the old one, and its ttl counts from its new place. Another priority leaves it where it is among those of that priority, and of its key.
 """
 
 from __future__ import annotations
@@ -259,7 +259,10 @@ class Upkeep(Control):
             run_at = command.run_at_us or None
             ready_at = max(self._clock, command.run_at_us)
             if extras is not None:
-                extras = msgspec.structs.replace(extras, not_before=None)
+                expires_at = extras.expires_at
+                if expires_at is not None:
+                    expires_at = min(expires_at + ready_at - job.ready_at, TIME_US_MAX)
+                extras = msgspec.structs.replace(extras, not_before=None, expires_at=expires_at)
         if extras is job.extras and command.run_at_us is None:
             self._answer(queue, key, DONE)
             return

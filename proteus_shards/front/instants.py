@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from proteus_shards.core.model import SECOND_US
+from proteus_shards.core.model import SECOND_US, TIME_US_MAX, TIME_US_MIN
 
 RULE = "must be an RFC 3339 time with an offset, such as 2030-01-31T09:30:00Z"
 
@@ -48,7 +48,9 @@ def read_instant(text: str) -> int | None:
 
 
 def write_instant(instant_us: int) -> str:
-    """Return the RFC 3339 form, in UTC and to the microsecond, of an instant of the years 1…9999."""
+    """Return the RFC 3339 form, in UTC and to the microsecond, of an instant; of one outside the years 1…9999, that of their nearest."""
+    if not TIME_US_MIN <= instant_us <= TIME_US_MAX:
+        instant_us = min(max(instant_us, TIME_US_MIN), TIME_US_MAX)
     second, micros = divmod(instant_us, SECOND_US)
     return f"{_date_and_time(second)}.{micros:06d}Z"
 

@@ -97,3 +97,8 @@ def test_a_time_that_was_read_is_the_same_instant_when_written(moment: datetime)
 def test_no_text_raises(text: str) -> None:
     """Anything may be asked."""
     read_instant(text)
+
+
+def test_an_instant_outside_the_years_that_can_be_written_is_the_nearest_one() -> None:
+    """No view fails because of one."""
+    assert ["0001-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z"] == [write_instant(instant) for instant in (-(2**62), 2**62)]
