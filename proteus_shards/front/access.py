@@ -3,6 +3,7 @@
 How to think about it: a request shows a token or a certificate, which is a `Grant` (see `tokens`) or nothing. Its route has a `Rule`, which names the scopes of which it needs one.
 What it asks for names queues, and the grant must cover each of them, by the very text that goes to the shard: whatever was escaped, folded or doubled
 on the way has been decoded by then. In a batch each operation is checked by itself, and one that is not allowed is a 403 among the answers.
+What adds jobs beside what its route is for (relay's requeue and replace) needs PRODUCE as well.
 
 - **A route without a rule is refused** wherever there are tokens, and a test walks all routes.
 - **Without a tokens file nobody is asked**, and none of this runs.
@@ -22,7 +23,7 @@ from typing import Any
 import msgspec
 import trio
 
-from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, Next
+from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, Next, Replace
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.errors import SettingError
 from proteus_shards.front.answers import Problem
@@ -48,6 +49,7 @@ _CONSUME = Rule(frozenset({Scope.CONSUME}))
 _READ = Rule(frozenset({Scope.READ}))
 _READ_ALL = Rule(frozenset({Scope.READ}), whole=True)
 _ADMIN = Rule(frozenset({Scope.ADMIN}))
+_LOOK = Rule(frozenset({Scope.READ, Scope.CONSUME}))  # shows what only a runner gets otherwise
 _ANY = Rule(frozenset({Scope.READ, Scope.PRODUCE, Scope.CONSUME}))  # relay's clients look whether a job is there
 _EITHER = Rule(frozenset({Scope.PRODUCE, Scope.CONSUME}))  # what it holds is checked one by one
 
@@ -81,13 +83,13 @@ RULES: dict[tuple[str, str], Rule] = {
     ("PUT", "/v1/queues/jobs"): _CONSUME,
     ("GET", "/v1/queues/<queue>/jobs"): _CONSUME,
     ("HEAD", "/v1/queues/<queue>/jobs/<job_id>"): _ANY,
-    ("GET", "/v1/queues/<queue>/jobs/<job_id>"): _ANY,
+    ("GET", "/v1/queues/<queue>/jobs/<job_id>"): _LOOK,
     ("PATCH", "/v1/queues/<queue>/jobs/<job_id>"): _CONSUME,
     ("DELETE", "/v1/queues/<queue>/jobs/<job_id>"): _CONSUME,
     ("POST", "/v2/queues/jobs"): _PRODUCE,
     ("GET", "/v2/queues/<queue>/jobs"): _CONSUME,
     ("HEAD", "/v2/queues/<queue>/jobs/<job_id>"): _ANY,
-    ("GET", "/v2/queues/<queue>/jobs/<job_id>"): _ANY,
+    ("GET", "/v2/queues/<queue>/jobs/<job_id>"): _LOOK,
     ("DELETE", "/v2/queues/<queue>/jobs/<job_id>"): _CONSUME,
     ("PATCH", "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"): _CONSUME,
     ("PUT", "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"): _CONSUME,
@@ -202,7 +204,7 @@ def check_route(grant: Grant, rule: Rule | None) -> Problem | None:
 def check_asked(grant: Grant, asked: Any) -> Problem | None:
     """Say why a grant is not enough for what a request has turned out to ask, if it is not. Operations of a batch that are not allowed become problems.
 
-    What is asked is a `Problem`, which needs no right, an `Ask`, or an errand: that has `items`, a `command`, `queues`, or it is for grants of every queue.
+    What is asked is a `Problem`, which needs no right, an `Ask`, or an errand: that has `items`, a `command`, `queues`, or it is for grants of every queue. One that `adds` jobs needs PRODUCE.
     """
     if type(asked) is Ask and type(asked.command) in _OF_ONE_QUEUE:
         return None if grant.allows(asked.command.queue) else _not_this_queue(asked.command.queue)
@@ -212,9 +214,11 @@ def check_asked(grant: Grant, asked: Any) -> Problem | None:
     if items is not None:
         asked.items = check_items(grant, items)
         return None
+    command, queues = getattr(asked, "command", None), getattr(asked, "queues", None)
+    if (type(command) is Replace or getattr(asked, "adds", False)) and Scope.PRODUCE not in grant.scopes:
+        return _lacks({Scope.PRODUCE})
     if grant.every_queue:
         return None
-    command, queues = getattr(asked, "command", None), getattr(asked, "queues", None)
     if command is not None:
         own = queues_of(command)
         queues = [*own, *(queues or ())] if own is not None else None

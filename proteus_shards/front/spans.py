@@ -90,6 +90,11 @@ class Span:
         self._step = b""
 
     @property
+    def adds(self) -> bool:
+        """Whether it adds jobs."""
+        return bool(self._jobs)
+
+    @property
     def queues(self) -> list[str]:
         """The queues that it is about."""
         return [self._home, *(job.queue for job in self._jobs)]

@@ -49,11 +49,13 @@ JOB = {"id": "a", "queue": "q", "timeout": 1}
 LINES: dict[str, dict[str, Any]] = {  # token: its line
     "right": {"scopes": ["admin"]},
     "expired": {"scopes": ["admin"], "expires": "2020-01-01T00:00:00Z"},
+    "both of q": {"scopes": ["produce", "consume"], "queues": ["q", "q-*"]},
     **{scope: {"scopes": [scope]} for scope in Scope},
     **{f"{scope} of q": {"scopes": [scope], "queues": ["q", "q-*"]} for scope in Scope},
 }
 RELAY_JOB = {"id": "a", "queue": "q", "timeout": 1, "payload": None}
 RUN = "/v2/queues/<queue>/jobs/<job_id>/run-id/<run_id>"
+ADDING = {("PUT", "/v1/queues/jobs"), ("PUT", RUN)}  # which take a runner's token, and one that may enqueue as well
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/queues/jobs"): [RELAY_JOB],
     ("PUT", "/queues/jobs"): RELAY_JOB,
@@ -170,12 +172,13 @@ async def test_every_route_asks_for_its_token(way: str, tmp_path: Path) -> None:
                 needed = " ".join(sorted(rule.scopes))
                 if answer.status_code != 403 or f'error="insufficient_scope", scope="{needed}"' not in answer.headers["www-authenticate"]:
                     wrong.append(f"{route} with {scope}: {answer.status_code}")
-            for scope in rule.scopes:
+            scopes = {"both"} if route in ADDING else rule.scopes
+            for scope in scopes:
                 answer = await ask(route, f"{scope} of q", queue="p")
                 refused = answer.status_code == 403 or (answer.status_code == 207 and [each["status"] for each in answer.json()] == [403])
                 if refused == (route[1].removeprefix("/v1") == "/ready"):
                     wrong.append(f"{route} with {scope} for another queue: {answer.status_code}")
-            for token in ("right", *rule.scopes, *([] if rule.whole else [f"{scope} of q" for scope in rule.scopes])):
+            for token in ("right", *(scopes - {"both"}), *([] if rule.whole else [f"{scope} of q" for scope in scopes])):
                 answer = await ask(route, token)
                 if answer.status_code in {401, 403} or (b'"status":403' in answer.content and not token.startswith("produce")):
                     wrong.append(f"{route} with {token}: {answer.status_code} {answer.text}")
@@ -220,6 +223,43 @@ async def test_each_operation_of_a_batch_is_checked(way: str, tmp_path: Path) ->
     assert [(found.json()["accepted"], found.json()["failures"][0]["status"]) for found in (text, stream)] == [(1, 403)] * 2
     assert (refused.status_code, unknown.status_code) == (403, 401)
     assert heard == ["q", "q-1", "q", "q", "q"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_runner_may_not_add_jobs_by_ending_its_own(way: str, tmp_path: Path) -> None:
+    """A requeue with jobs and a replacement need PRODUCE too, for each queue of the body; a requeue without jobs is a completion."""
+    run = "/v2/queues/q/jobs/a/run-id/00000000-0000-0000-0000-000000000000"
+    foreign = {**RELAY_JOB, "queue": "p"}
+    async with serving(tmp_path, settings_of(way, tmp_path), answering) as site, client_of(site) as client:
+
+        async def put(target: str, body: Any, token: str) -> int:
+            return (await client.put(target, json=body, headers=bearer(token))).status_code
+
+        runner = [await put(run, [RELAY_JOB], "consume"), await put("/v1/queues/jobs", RELAY_JOB, "consume of q")]
+        heard = len(site.shard.commands)
+        empty = await put(run, [], "consume of q")
+        both = [await put(run, [RELAY_JOB], "both of q"), await put("/v1/queues/jobs", RELAY_JOB, "both of q")]
+        elsewhere = [await put(run, [foreign], "both of q"), await put("/v1/queues/jobs", foreign, "both of q")]
+        admin = [await put(run, [foreign], "right"), await put("/v1/queues/jobs", foreign, "right")]
+
+    assert (runner, heard, empty, elsewhere) == ([403, 403], 0, 202, [403, 403])
+    assert (both, admin) == ([202, 202], [202, 202])
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_may_only_enqueue_sees_no_payload(way: str, tmp_path: Path) -> None:
+    """By relay's routes it may ask whether a job is there, and no more."""
+    async with serving(tmp_path, settings_of(way, tmp_path), answering) as site, client_of(site) as client:
+        seen = {
+            (method, token): [
+                (await client.request(method, f"/{version}/queues/q/jobs/a", headers=bearer(token))).status_code for version in ("v1", "v2")
+            ]
+            for method in ("GET", "HEAD")
+            for token in ("produce", "consume", "read")
+        }
+
+    assert seen.pop(("GET", "produce")) == [403, 403]
+    assert seen == dict.fromkeys(seen, [200, 200])
 
 
 NAMES = {  # how the queue "q-\u00e9/x" is written, and is not
