@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Next, Undeliver
-from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_control import Change, Fail, Purge, Redrive, Release
 from proteus_shards.core.extras import unpack_extras
 from tests.simulation.disk import Disk, Violation
+from tests.simulation.operators import change, is_about
 from tests.simulation.words import NEVER, Known, Line, Op, View
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def audit(
     restarted: bool,
     met: Callable[[Op], Known],
     may_have_lapsed: Callable[[View, Known], bool],
+    revive: Callable[[View, Line, Known], None],
 ) -> None:
     """Check all rows of a queue, and make the line what they say. `restarted`: memory is gone, and the rows are all there is."""
     limbo = sorted(limbo, key=lambda op: op.number)
@@ -38,14 +40,7 @@ def audit(
     died = {seq: row for (_, seq), row in disk.rows.items() if row.status == DEAD and row.queue == line.name}
     nexts = any(type(op.command) is Next for op in limbo)
 
-    for known in [known for known in line.dead if known.persist]:
-        seq = next((seq for seq, row in died.items() if _is_letter_of(row, known)), None)
-        if seq is not None:
-            del died[seq]
-        elif not may_be_dropped(known):
-            raise Violation(f"dead letter {line.name}/{known.id} is lost")
-        else:
-            line.dead.remove(known)
+    _compare_letters(line, rows, died, limbo, may_be_dropped)
     if restarted:
         line.dead = [known for known in line.dead if known.persist]
 
@@ -55,7 +50,7 @@ def audit(
                 del line.jobs[known.id]
             elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
                 del line.jobs[known.id]
-                completed = any(type(op.command) is Complete and op.command.id == known.id for op in limbo)  # of a run before, even
+                completed = _completed(known, limbo, again=True)  # of a run before, even
                 if (known.run_id is not None and known.last and view.now >= known.until) or may_have_lapsed(view, known):
                     known.vague = completed
                     line.dead.append(known)
@@ -63,7 +58,13 @@ def audit(
                     raise Violation(f"{line.name}/{known.id} has a row, but a memory-only job of this id is there")
             continue
         row = rows.get(known.id)
-        if row is not None and known.seq in (-1, row.seq):
+        if row is not None and _has_come_back(view, known, row, limbo, may_have_lapsed):
+            line.dead.append(known)
+            revive(view, line, known)
+        for op in limbo:
+            if row is not None and type(op.command) is Change and op.command.id == known.id and _is_changed(known, row, op):
+                change(known, op)
+        if row is not None and (known.seq == row.seq or (known.seq == -1 and known.payload == row.payload)):
             del rows[known.id]
             _compare(view, line, known, row, limbo, nexts=nexts)
             _believe(view, known, row, restarted=restarted)
@@ -79,24 +80,81 @@ def audit(
             raise Violation(f"acknowledged job {line.name}/{known.id} is lost")
 
     for row in rows.values():
-        line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts, met=met)
+        letter = next((known for known in line.dead if _is_row_of(row, known)), None) if _asked_for(limbo, Redrive, row.id) else None
+        if letter is not None:
+            revive(view, line, known := letter)
+            if (row.status, row.attempt) != (READY, 0) and not ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts):
+                raise Violation(f"{line.name}/{row.id} is redriven, but stored as {row}")
+        else:
+            line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts, met=met)
         _believe(view, known, row, restarted=restarted)
     for row in died.values():
         raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
     line.next_due = min((known.due_by for known in line.jobs.values() if known.run_id is not None), default=NEVER)
 
 
+def _compare_letters(
+    line: Line, rows: dict[str, Row], died: dict[int, Row], limbo: list[Op], may_be_dropped: Callable[[Known], bool]
+) -> None:
+    """Find the rows of all dead letters, and take them out of `died`."""
+    for known in [known for known in line.dead if known.persist]:
+        seq = next((seq for seq, row in died.items() if _is_letter_of(row, known)), None)
+        if seq is not None:
+            del died[seq]
+        elif _asked_for(limbo, Redrive, known.id) and (_is_row_of(rows.get(known.id), known) or _completed(known, limbo, again=True)):
+            if not _is_row_of(rows.get(known.id), known):
+                line.dead.remove(known)
+        elif not may_be_dropped(known) and not _asked_for(limbo, Purge, known.id):
+            raise Violation(f"dead letter {line.name}/{known.id} is lost")
+        else:
+            line.dead.remove(known)
+
+
 def _is_letter_of(row: Row, known: Known) -> bool:
     return row.id == known.id and known.seq in (-1, row.seq) and row.payload == known.payload and row.attempt == known.attempt
+
+
+def _is_row_of(row: Row | None, known: Known) -> bool:
+    return row is not None and (row.id, row.payload) == (known.id, known.payload) and known.seq in (-1, row.seq)
+
+
+def _has_come_back(view: View, known: Known, row: Row, limbo: list[Op], may_have_lapsed: Callable[[View, Known], bool]) -> bool:
+    """Say whether a row tells that its job has died, which nobody was told of, and was redriven in limbo."""
+    if not _asked_for(limbo, Redrive, known.id) or not _is_row_of(row, known) or row.run_id == known.run_id is not None:
+        return False
+    died = (
+        known.vague
+        or may_have_lapsed(view, known)
+        or (known.last and known.run_id is not None and (view.now >= known.until or _has_failed(known, limbo)))
+    )
+    return died and known.attempt > 0 and (row.status, row.attempt) in ((READY, 0), (IN_FLIGHT, 1))
+
+
+def _asked_for(limbo: list[Op], what: type[Purge | Redrive], job_id: str) -> bool:
+    return any(type(op.command) is what and is_about(op.command, job_id) for op in limbo)
+
+
+def _is_changed(known: Known, row: Row, op: Op) -> bool:
+    command: Change = op.command
+    extras = unpack_extras(row.extras)
+    if command.priority is not None and command.priority != (0 if extras is None else extras.priority):
+        return False
+    at = command.run_at_us
+    return (
+        (row.payload == known.payload and row.seq != known.seq and (row.ready_at, row.run_at) == (max(op.clock, at), at or None))
+        if at is not None
+        else known.seq in (-1, row.seq)
+    )
 
 
 def _has_failed(known: Known, limbo: list[Op]) -> bool:
     return any(type(op.command) is Fail and op.command.run_id == known.run_id for op in limbo)
 
 
-def _completed(known: Known, limbo: list[Op]) -> bool:
-    return any(
-        type(op.command) is Complete and op.command.id == known.id and (op.command.run_id in (None, known.run_id) or known.vague)
+def _completed(known: Known, limbo: list[Op], *, again: bool = False) -> bool:
+    """Say whether a job may have been removed; `again`: perhaps in a later life."""
+    return _asked_for(limbo, Purge, known.id) or any(
+        type(op.command) is Complete and op.command.id == known.id and (again or op.command.run_id in (None, known.run_id) or known.vague)
         for op in limbo
     )
 
@@ -111,6 +169,9 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool, met: Callab
             and (command.id, command.payload, op.clock) == (row.id, row.payload, row.created_at)
         ):
             known = met(op)
+            for other in limbo:
+                if type(other.command) is Change and other.command.id == row.id and _is_changed(known, row, other):
+                    change(known, other)
             fresh = (row.status, row.attempt) == (READY, 0) or ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts)
             if not fresh or row.ready_at != known.ready_at or not _has_state(known, row, limbo):
                 raise Violation(f"{line.name}/{row.id} is stored as {row}, which nobody asked for")
@@ -135,6 +196,11 @@ def _compare(view: View, line: Line, known: Known, row: Row, limbo: list[Op], *,
     )  # fmt: skip
     if not same or not _has_state(known, row, limbo):
         raise Violation(f"{line.name}/{known.id} is stored as {row}, not with payload {known.payload!r} and state {known.state!r}")
+    extras = unpack_extras(row.extras)
+    if (extras.priority if extras is not None else 0) not in (
+        known.priority, *(op.command.priority for op in limbo if type(op.command) is Change and op.command.id == known.id),
+    ):  # fmt: skip
+        raise Violation(f"{line.name}/{known.id} is stored with {extras}, not with priority {known.priority}")
     attempt = known.attempt
     now = (row.status, row.attempt)
     if known.run_id is None:
@@ -159,6 +225,7 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
     known.vague = False
     extras = unpack_extras(row.extras)
     known.put_off = extras.not_before if extras is not None else None
+    known.priority = extras.priority if extras is not None else 0
     if row.status == IN_FLIGHT:
         deadline = view.now + known.timeout_us
         if restarted:
@@ -170,6 +237,7 @@ def _believe(view: View, known: Known, row: Row, *, restarted: bool) -> None:
         known.op.reached = 0
         return
     known.run_id = None
-    if known.run_at is not None and restarted:
+    if restarted:
         known.once_due = False
+    if known.run_at is not None and restarted:
         view.expect(known.op, known.run_at)

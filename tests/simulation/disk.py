@@ -109,7 +109,7 @@ class SimulatedStore:
         self._plan = plan
         self._random = plan.random.random
         self._crash = crash
-        self._doubt = False
+        self._doubt = self._doubtful_records = False
 
     # --- the contract ------------------------------------------------------------------------------------------
 
@@ -175,8 +175,8 @@ class SimulatedStore:
         await self._travel()
         if not self._plan.healed and self._random() < self._plan.load_fails:
             raise StoreRefused if self._random() < 0.5 else StoreUnknown
-        self._doubt = False
-        self.known()
+        if not self._doubtful_records:
+            self._know()
         rows = self.disk.rows
         return {key: rows[key.slot, key.seq] for key in keys if (key.slot, key.seq) in rows}
 
@@ -184,10 +184,16 @@ class SimulatedStore:
         await self._travel()
         if not self._plan.healed and self._random() < self._plan.load_fails:
             raise StoreRefused if self._random() < 0.5 else StoreUnknown
+        self._know()
         return {key: self.disk.records[key] for key in keys if key in self.disk.records}
 
     async def close(self) -> None:
         pass
+
+    def _know(self) -> None:
+        self._doubt = self._doubtful_records = False
+        if not self.stale:
+            self.known()
 
     # --- what goes wrong ---------------------------------------------------------------------------------------
 
@@ -206,7 +212,7 @@ class SimulatedStore:
                 self._write(batch, epoch)
             elif fate < 0.6:  # it lies in some buffer, and may still be written if nobody fences it
                 loop.after(int(draw() * 3_000_000), self._write_late, batch, epoch)
-            self._doubt = True
+            self._doubt, self._doubtful_records = True, bool(batch.records)
             self._tell("unknown", batch)
             raise StoreUnknown
         if how < 0.95:

@@ -83,26 +83,11 @@ class Life:
         self.store.fenced = self.lose_rows
         shard = ObservedShard(world.plan.limits, world.new_run_id, lambda: 0.5)
         shard.life = self
-        self.set_queues(shard)
         self.pump = Pump(shard, self.store, self.clocks, index=index)
         self.links = [SimulatedLink(self) for _ in range(world.plan.links)]
         self.task = world.loop.create_task(self._live())
         self.task.add_done_callback(self._finish)
         world.born.append(self)
-
-    def set_queues(self, shard: Shard) -> None:
-        """Give all queues the settings of the seed."""
-        for name in self.queues:
-            queue = shard.queues.get(name) or shard._make_queue(name)
-            before, queue.settings = queue.settings, self.world.plan.settings
-            shard._settings_changed(queue, before)
-
-    def resume(self) -> None:
-        """Follow other settings, as a command would have it."""
-        if not self.dead:
-            self.pump._advance()
-            self.set_queues(self.pump.shard)
-            self.pump._settle()
 
     async def _live(self) -> None:
         await self.pump.recover()

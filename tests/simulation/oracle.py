@@ -15,7 +15,7 @@ and is believed from then on.
 from __future__ import annotations
 
 from heapq import heappop
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from proteus_shards.core.commands import (
     Command,
@@ -25,16 +25,17 @@ from proteus_shards.core.commands import (
     Done,
     Enqueue,
     Heartbeat,
+    ListDead,
     Next,
     Outcome,
     Reason,
     Refused,
     Undeliver,
 )
-from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_control import Change, Fail, Redrive, Release, SetQueue
 from tests.simulation.audit import audit
 from tests.simulation.disk import Disk, Violation
-from tests.simulation.semantics import Semantics
+from tests.simulation.operators import LIKE, Operators, is_about
 from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View, is_vague, name_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is 
 PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
 
 
-class Oracle(Semantics):
+class Oracle(Operators):
     """Judges answers. Raises `Violation`."""
 
     def __init__(self, plan: Plan, disk: Disk) -> None:
@@ -57,7 +58,6 @@ class Oracle(Semantics):
         self.count = 0
         self.fingerprint = 0
         self.wall_max = 0
-        self.resumed_at = 0  # the last request while queues were paused
 
     # --- what happens ------------------------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ class Oracle(Semantics):
         """Take note of a request at the moment that a shard applies it, and return its number."""
         self.count = number = self.count + 1
         view.outstanding[number] = op = Op(number, command, view, sent)
-        if type(command) is Enqueue and command.run_at_us is not None:
+        if (type(command) is Enqueue or type(command) is Change) and command.run_at_us is not None:
             if command.run_at_us <= view.wall:
                 op.reached = 0
             else:
@@ -93,9 +93,7 @@ class Oracle(Semantics):
         if view.fenced:
             self._fenced(view, op, outcome)
             return
-        line = self.lines.get(op.queue)
-        if line is None:
-            line = self.lines[op.queue] = Line(op.queue)
+        line = self._line(op.queue)
         if kind is Refused:
             self._refused(view, line, op, cast("Refused", outcome))
             return
@@ -115,8 +113,10 @@ class Oracle(Semantics):
             self._undelivered(line, op, command)
         elif asked is Fail or asked is Release:
             self._ended(line, op, command)
-        else:
+        elif asked is ListDead:
             self._listed(view, line, op, outcome)
+        else:
+            self._operated(view, line, op, outcome)
 
     def give_back(self, view: View, command: Undeliver) -> None:
         """Take note that the pump gives back what a closed link can't get."""
@@ -128,6 +128,7 @@ class Oracle(Semantics):
             return
         known.run_id = None
         known.attempt -= 1
+        known.once_due = True
         known.skip_before = self.count + 1
         view.given_back.append(known)
 
@@ -142,6 +143,10 @@ class Oracle(Semantics):
         for known in view.given_back:
             known.vague = known.run_id is None
         view.given_back.clear()
+        for op in view.outstanding.values():
+            if type(op.command) is SetQueue:  # the rate before begins with a full bucket
+                view.given[op.queue] = 0
+                view.filled[op.queue] = op.applied
         if how == "permanent":
             view.permanents += 1
             self._schedule_again(view)
@@ -181,13 +186,9 @@ class Oracle(Semantics):
         """A row has become unreadable."""
         line = self.lines[row.queue]
         known = line.jobs.get(row.id)
-        if known is not None and known.persist and known.seq in (-1, row.seq) and known.payload == row.payload:
+        if known is not None and _is_of(row, known):
             del line.jobs[row.id]
-        line.dead = [
-            known
-            for known in line.dead
-            if not known.persist or (known.id, known.payload, known.attempt) != (row.id, row.payload, row.attempt)
-        ]
+        line.dead = [known for known in line.dead if not _is_of(row, known)]
 
     def recovered(self, view: View) -> None:
         """A new process has read all rows of some queues."""
@@ -206,15 +207,15 @@ class Oracle(Semantics):
             raise Violation(f"{name_of(op)}: accepted, but a job of this id is there")
         if there is not None:
             self._die(line, there)
-        if len(line.jobs) >= self.plan.queue_jobs_max and not any(
-            self._may_have_died(known, op, view=view) for known in line.jobs.values()
-        ):
-            raise Violation(f"{name_of(op)}: accepted beyond queue_jobs_max")
+        if len(line.jobs) >= self._most(line) and not any(self._may_have_died(known, op, view=view) for known in line.jobs.values()):
+            raise Violation(f"{name_of(op)}: accepted beyond queue_jobs_max or jobs_max")
         known = line.jobs[command.id] = self._met(op)
         if not command.persist:
             return
         row = self.disk.live[op.queue].get(command.id)
         if row is not None and row.payload == command.payload and row.created_at == known.created_at:
+            if self._asked(view, op, Change):
+                return
             if row.ready_at != known.ready_at:
                 raise Violation(f"{name_of(op)}: stored under ready_at {row.ready_at}, not {known.ready_at}")
             known.seq = row.seq
@@ -288,8 +289,8 @@ class Oracle(Semantics):
             return
         if not count and op.exact and not op.away and not view.away:
             self._settle_lapsed(view, line, op)
-        if self._is_limited(op):
-            return
+        if self._is_limited(line) or (count and any(self._may_have_lapsed(view, known) for known in line.jobs.values())):
+            return  # what has lapsed ends a delivery, and is looked at by the next
         for other in list(line.jobs.values()):
             if not (op.away or view.away) and self._surely_waits(view, line, op, other):
                 raise Violation(f"{name_of(op)}: {other.id} is not delivered, though it is ready")
@@ -358,7 +359,7 @@ class Oracle(Semantics):
                 raise Violation(f"{name_of(op)}: answered as unknown for no reason")
             view.limbo.append(op)
         elif reason is Reason.FULL:
-            full = (type(command) is Enqueue and len(line.jobs) >= self.plan.queue_jobs_max) or (
+            full = (type(command) in (Enqueue, Redrive) and len(line.jobs) >= self._most(line)) or (
                 type(command) is Next and not op.exact and self.plan.polls_max < 100
             )
             if not full:
@@ -370,6 +371,9 @@ class Oracle(Semantics):
 
     def _not_found(self, view: View, line: Line, op: Op) -> None:
         command = op.command
+        if type(command) is Change:
+            self._not_changed(view, line, op)
+            return
         known = line.jobs.get(command.id)
         if known is None or is_vague(known, op):
             return
@@ -432,19 +436,18 @@ class Oracle(Semantics):
     def _die(self, line: Line, known: Known) -> None:
         del line.jobs[known.id]
         known.run_id = None
-        if self.plan.dead_max:
-            line.dead.append(known)
+        line.dead.append(known)
 
     def _may_be_dropped(self, known: Known) -> bool:
-        return self.plan.dead_max < 100 or self.wall_max - known.created_at >= self.plan.dead_us_max
+        return self.plan.dead_max < 100 or self.plan.trims or self.wall_max - known.created_at >= self.plan.dead_us_max
 
     # --- excuses -----------------------------------------------------------------------------------------------
 
-    def _asked(self, view: View, op: Op, what: type[Enqueue | Complete | Heartbeat], job_id: str | None = None) -> bool:
-        """Say whether a request of some kind about the same job is still unanswered: its rows may come with those of this one."""
-        queue, job_id = op.queue, job_id or op.command.id
+    def _asked(self, view: View, op: Op, what: Any, job_id: str | None = None) -> bool:
+        """Say whether a request of some kind, or with the same effect, is still unanswered: its rows may come with those of this one."""
+        queue, job_id, kinds = op.queue, job_id or op.command.id, LIKE[what]
         return any(
-            type(other.command) is what and other.queue == queue and other.command.id == job_id for other in view.outstanding.values()
+            type(other.command) in kinds and other.queue == queue and is_about(other.command, job_id) for other in view.outstanding.values()
         )
 
     def _fenced(self, view: View, op: Op, outcome: Outcome) -> None:
@@ -459,7 +462,14 @@ class Oracle(Semantics):
 
     def audit(self, view: View, queue: str, limbo: list[Op], *, restarted: bool) -> None:
         """Hold the rows of a queue against what must be there, and believe them from now on."""
-        line = self.lines.get(queue)
-        if line is None:
-            line = self.lines[queue] = Line(queue)
-        audit(self.disk, view, line, limbo, self._may_be_dropped, restarted=restarted, met=self._met, may_have_lapsed=self._may_have_lapsed)
+        line = self._line(queue)
+        self.audit_settings(view, line, limbo)
+        audit(
+            self.disk, view, line, limbo, self._may_be_dropped,
+            restarted=restarted, met=self._met, may_have_lapsed=self._may_have_lapsed, revive=self.revive,
+        )  # fmt: skip
+
+
+def _is_of(row: Row, known: Known) -> bool:
+    """Say whether a row is of this job, wherever it was moved to."""
+    return known.persist and (known.id, known.payload, known.created_at) == (row.id, row.payload, row.created_at)

@@ -17,6 +17,15 @@ T = TypeVar("T")
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
+PATCHES: dict[str, tuple[bytes, ...]] = {
+    "paused": (b'{"paused":true}', b'{"paused":false}', b'{"paused":null}'),
+    "max_in_flight": (b'{"max_in_flight":1}', b'{"max_in_flight":3}', b'{"max_in_flight":null}'),
+    "rate": (b'{"rate":{"jobs":3,"seconds":2,"burst":null}}', b'{"rate":{"jobs":20,"seconds":1,"burst":1}}', b'{"rate":null}'),
+    "on_retry": (b'{"on_retry":"skip"}', b'{"on_retry":"hold"}'),
+    "delayed_head": (b'{"delayed_head":"hold"}', b'{"delayed_head":null}'),
+    "jobs_max": (b'{"jobs_max":2}', b'{"jobs_max":null}'),
+    "dead_letters_max": (b'{"dead_letters_max":1}', b'{"dead_letters_max":0}', b'{"dead_letters_max":null}'),
+}
 QUEUES = ("a", "bb", "c", "dd", "e", "ff")  # of slots all over the range
 
 
@@ -78,6 +87,7 @@ class Plan:
         self.dead_us_max = 20 * SECOND if small and chance(0.3) else 30 * DAY
 
         self._draw_semantics()
+        self._draw_operators()
         self.limits = self._limits()
 
     def _draw_semantics(self) -> None:
@@ -103,6 +113,18 @@ class Plan:
                 rate=RateSettings(jobs=pick((2, 20)), seconds=pick((1.0, 10.0)), burst=pick((None, 1))) if limit == "rate" else None,
                 paused=limit == "paused",
             )
+
+    def _draw_operators(self) -> None:
+        """Draw what operators do: in half of the seeds nothing."""
+        pick, chance = self._pick, self._chance
+        self.operated = pick((0.0, 0.0, 0.03, 0.15))
+        kinds = [kind for kind in ("set", "purge", "redrive", "change") if chance(0.6)]
+        self.operators = tuple(kinds) if self.operated and kinds else ("look",)
+        self.settable = tuple(name for name in PATCHES if chance(0.5)) or ("paused",)
+        self.trims = self.operated > 0 and "set" in kinds and "dead_letters_max" in self.settable
+        self.keeps_letters = not self.trims and self.dead_max >= 100 and self.dead_us_max == 30 * DAY
+        if self.operated and self.batch_rows_max is not None:
+            self.batch_rows_max = max(self.batch_rows_max, 2)  # to change a job takes two rows
 
     def _limits(self) -> Limits:
         return Limits(

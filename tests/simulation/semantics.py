@@ -28,7 +28,6 @@ class Semantics:
 
     plan: Plan
     disk: Disk
-    resumed_at: int
 
     def _may_have_died(self, known: Known, op: Op, now: int = 0, *, view: View | None = None) -> bool:
         raise NotImplementedError
@@ -69,33 +68,42 @@ class Semantics:
             return False
         return other.key is None or all(rival is other or rival.key != other.key for rival in line.jobs.values())
 
-    def _is_limited(self, op: Op) -> bool:
+    def _is_limited(self, line: Line) -> bool:
         """Say whether a queue may have kept back what is ready."""
-        settings = self.plan.settings
-        return op.number <= self.resumed_at or settings.paused or settings.rate is not None or settings.max_in_flight is not None
+        settings = line.settings
+        return settings.paused or settings.rate is not None or settings.max_in_flight is not None
 
     # --- deliveries ------------------------------------------------------------------------------------------------
 
     def _check_semantics(self, view: View, line: Line, op: Op, known: Known, job: Delivery) -> None:
-        extras, settings = job.extras or Extras(), self.plan.settings
+        extras, settings = job.extras or Extras(), line.settings
         if (extras.key, extras.priority, extras.expires_at, extras.backoff) != (known.key, known.priority, known.expires_at, known.backoff):
             raise Violation(f"{name_of(op)}: {job.id} is delivered with {extras}, which it was not enqueued with")
         if self.plan.row_bytes_max is None:
             numbers = [attempt.number for attempt in extras.history]
-            if len(numbers) != min(job.attempt - 1, HISTORY_MAX) or numbers != sorted(set(numbers)):
+            past = known.past
+            fits = past is None or len(numbers) == min(past + job.attempt - 1, HISTORY_MAX)
+            if not fits or (past == 0 and numbers != sorted(set(numbers))):
                 raise Violation(f"{name_of(op)}: {job.id} is delivered as attempt {job.attempt} with a history of {numbers}")
             if (
                 known.error is not None
-                and (known.error[0] + 1, True) == (job.attempt, bool(numbers))
+                and (known.error[0] + 1, bool(past or numbers)) == (job.attempt, True)
+                and numbers
                 and extras.history[-1].error != known.error[1]
             ):
                 raise Violation(f"{name_of(op)}: the error of {job.id} is lost")
-        if settings.paused:
+        if settings.paused and (op.exact or view.now != view.known_at):
             raise Violation(f"{name_of(op)}: {job.id} is delivered from a paused queue")
         self._check_limits(view, line, op, known)
         if op.exact and known.expires_at is not None and known.expires_at < op.wall and not self._clock_was_set():
             raise Violation(f"{name_of(op)}: {job.id} is delivered though its ttl is over")
-        if known.put_off is not None and known.put_off != NEVER and known.run_id is None and known.put_off > view.wall_max:
+        if (
+            known.put_off is not None
+            and known.put_off != NEVER
+            and known.run_id is None
+            and not known.once_due
+            and known.put_off > view.wall_max
+        ):
             raise Violation(f"{name_of(op)}: {job.id} is delivered before it was put off to")
         if known.key is not None:
             self._check_key(view, line, op, known)
@@ -104,7 +112,9 @@ class Semantics:
         return self.plan.jumps > 0
 
     def _check_limits(self, view: View, line: Line, op: Op, known: Known) -> None:
-        settings = self.plan.settings
+        settings = line.settings
+        if not op.exact and view.now == view.known_at:
+            return  # what comes due in that moment goes to a poll before the settings that were read back
         running = sum(
             other is not known and other.run_id is not None and view.now < other.until and not other.vague for other in line.jobs.values()
         )
@@ -113,12 +123,12 @@ class Semantics:
         if settings.rate is not None:
             given = view.given[line.name] = view.given.get(line.name, 0) + 1
             rate = settings.rate
-            most = (rate.burst or rate.jobs) + (view.now - view.began) * rate.jobs / (rate.seconds * SECOND)
+            most = (rate.burst or rate.jobs) + (view.now - view.filled.get(line.name, view.began)) * rate.jobs / (rate.seconds * SECOND)
             if given > most:
                 raise Violation(f"{name_of(op)}: {given} jobs are delivered, faster than the rate of the queue")
 
     def _check_key(self, view: View, line: Line, op: Op, known: Known) -> None:
-        hold, strict = self.plan.settings.on_retry == "hold", self.plan.settings.delayed_head == "hold"
+        hold, strict = line.settings.on_retry == "hold", line.settings.delayed_head == "hold"
         for other in line.jobs.values():
             if other is known or other.key != known.key or other.vague or is_vague(other, op):
                 continue
@@ -165,6 +175,7 @@ class Semantics:
             known.run_id = None
             known.vague = False
             known.put_off = op.wall + delay if delay else None
+            known.once_due = False
         if known.persist:
             row = self.disk.live[op.queue].get(command.id)
             if row is not None and row.run_id == command.run_id:
@@ -184,6 +195,7 @@ class Semantics:
             raise Violation(f"{name_of(op)}: done, but this run is over")
         if known.run_id is not None:
             known.attempt -= 1
+            known.once_due = True
         known.run_id = None
         known.vague = False
         if known.persist:

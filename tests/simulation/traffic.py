@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from proteus_shards.core.commands import Command, Complete, Delivery, Enqueue, Heartbeat, ListDead, Next, Options, Undeliver
-from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_control import Change, Fail, GetQueue, Purge, Redrive, Release, SetQueue, State
 from proteus_shards.core.extras import Backoff
 from tests.simulation.disk import POISON
-from tests.simulation.plan import SECOND, Plan
+from tests.simulation.plan import PATCHES, SECOND, Plan
 
 Run: TypeAlias = tuple[str, str, bytes]
 
 REMEMBERED = 40
+STATES = [str(state) for state in State]
 DELAY_US_MAX = 10 * SECOND
 
 
@@ -40,6 +41,10 @@ class Traffic:
         recent = self._recent[queue]
         if recent and draw() < plan.retried:
             return recent[int(draw() * len(recent))]  # a client that had no answer, or did not like it
+        if plan.operated and draw() < plan.operated:
+            asked = self._operate(queue, wall)
+            recent.append(asked)
+            return asked
         kind = draw()
         if kind < 0.34:
             command: Command = self._enqueue(queue, wall)
@@ -52,6 +57,26 @@ class Traffic:
             command = ListDead(queue)
         recent.append(command)
         return command
+
+    def _operate(self, queue: str, wall: int) -> Command:
+        draw, plan = self._random, self.plan
+        what = plan.operators[int(draw() * len(plan.operators))]
+        job_id = plan.ids[int(draw() * len(plan.ids))]
+        if what == "look" or draw() < 0.2:
+            return GetQueue(queue)
+        if what == "set":
+            patches = PATCHES[plan.settable[int(draw() * len(plan.settable))]]
+            return SetQueue(queue, patches[int(draw() * len(patches))])
+        if what == "purge":
+            bounded = plan.batch_rows_max is not None or plan.batch_bytes_max is not None
+            if draw() < 0.15 and not bounded:
+                return Purge(queue, STATES)
+            return Purge(queue, ["dead"] if draw() < 0.3 and plan.keeps_letters and not bounded else [], None, [job_id])
+        if what == "redrive" and plan.keeps_letters:
+            return Redrive(queue, [job_id])
+        run_at = None if draw() < 0.4 else 0 if draw() < 0.4 else wall + int((draw() - 0.2) * 5 * SECOND)
+        self.run_at_max = max(self.run_at_max, run_at or 0)
+        return Change(queue, job_id, run_at, int(draw() * 4) - 1 if run_at is None or draw() < 0.3 else None)
 
     def run_of(self, queue: str) -> Run | None:
         """Return one of the runs that clients know of, a late one more likely than an old one."""

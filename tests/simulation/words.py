@@ -6,6 +6,7 @@ from heapq import heappush
 from typing import Any
 
 from proteus_shards.core.commands import Enqueue, Next, Options
+from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
 
 SECOND = 1_000_000
 NEVER = 1 << 62
@@ -35,7 +36,7 @@ class Known:
     """A job that must be there. `run_id` is None while it waits."""
 
     __slots__ = (
-        "attempt", "backoff", "created_at", "due_by", "error", "expires_at", "id", "key", "max_retries", "number", "once_due", "op", "payload", "persist", "priority", "put_off", "ready_at", "run_at", "run_id",
+        "attempt", "backoff", "created_at", "due_by", "error", "expires_at", "id", "key", "max_retries", "number", "once_due", "op", "past", "payload", "persist", "priority", "put_off", "ready_at", "run_at", "run_id",
         "seq", "skip_before", "state", "timeout_us", "until", "vague",
     )  # fmt: skip
 
@@ -65,6 +66,7 @@ class Known:
         self.priority = options.priority
         self.backoff = options.backoff
         self.expires_at = None if options.ttl_us is None else max(op.wall, run_at or 0) + options.ttl_us
+        self.past: int | None = 0  # attempts of the lives that it had before it was redriven; None: nobody knows
         self.put_off: int | None = None  # it is not to be delivered before; NEVER: nobody knows when
         self.error: tuple[int, str | None] | None = None  # of the attempt that failed last
         self.vague = False  # given back by the pump in a commit that failed: waiting, or in flight
@@ -83,9 +85,10 @@ class Known:
 class Line:
     """What must be in one queue."""
 
-    __slots__ = ("dead", "jobs", "name", "next_due")
+    __slots__ = ("dead", "jobs", "name", "next_due", "settings")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, settings: QueueSettings = DEFAULT_SETTINGS) -> None:
+        self.settings = settings
         self.name = name
         self.jobs: dict[str, Known] = {}
         self.dead: list[Known] = []
@@ -98,7 +101,8 @@ class View:
     def __init__(self, queues: list[str], now: int, wall: int) -> None:
         self.queues = queues
         self.began = now
-        self.given: dict[str, int] = {}  # deliveries by queue
+        self.given: dict[str, int] = {}  # deliveries by queue, since its rate was set
+        self.filled: dict[str, int] = {}  # when that was, if later than its beginning
         self.now = now
         self.wall = self.wall_max = self.clock = wall
         self.away = False

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from proteus_shards.core.commands import Command, Complete, Delivered, Heartbeat, Next, Outcome, Refused
+from proteus_shards.core.commands_control import SetQueue
 from proteus_shards.core.placement import shard_of
 from proteus_shards.shard.pump import STALL_US
 from tests.simulation.disk import Disk, Violation
 from tests.simulation.life import SLOTS, Life, SimulatedLink, raise_soon
 from tests.simulation.loop import Ended, VirtualLoop
+from tests.simulation.operators import check_settings, keep_settings
 from tests.simulation.oracle import Oracle
 from tests.simulation.plan import DAY, SECOND, Plan
 from tests.simulation.traffic import DELAY_US_MAX, Traffic
@@ -39,6 +39,7 @@ class World:
         self.disk = Disk()
         self.oracle = Oracle(self.plan, self.disk)
         self.traffic = Traffic(self.plan)
+        keep_settings(self.disk, self.plan)
         self.wall_offset = WALL
         self.shards = self.plan.shards
         self.lives: list[Life] = []
@@ -255,11 +256,6 @@ class World:
         for store in self.disk.stores:
             store.away_until = 0
         self.wall_offset = max(self.wall_offset, self.traffic.run_at_max - now, self.oracle.wall_max + DELAY_US_MAX - now)
-        if self.plan.settings.paused:
-            self.plan.settings = msgspec.structs.replace(self.plan.settings, paused=False)
-            self.oracle.resumed_at = self.oracle.count
-            for life in self.lives:
-                life.resume()
         self._deadline = now + DRAIN_US_MAX
         for queue in self.plan.queues:
             self._poll(queue)
@@ -271,6 +267,9 @@ class World:
         if not life.up or life.view.away or isinstance(outcome, Refused):
             self._check_progress(queue)
             self.loop.after(100_000, self._poll, queue)
+            return
+        if line is not None and line.settings.paused:
+            life.receive(SimulatedLink(life, lambda answer: self._poll(queue, answer)), [SetQueue(queue, b'{"paused":null}')], heals=True)
             return
         commands: list[Command] = []
         if isinstance(outcome, Delivered):
@@ -313,6 +312,7 @@ class World:
                 raise Violation("an empty queue is not forgotten")
             for link in life.links:
                 life.check_link(link)
+            check_settings(shard, self.oracle.lines)
             life.clocks()
             for queue in life.queues:
                 self.oracle.audit(life.view, queue, [], restarted=False)
