@@ -44,6 +44,7 @@ from proteus_shards.core.holdings import answer_bytes
 from proteus_shards.core.measures import ENQUEUED
 from proteus_shards.core.model import RECORD_BYTES_MAX, SECOND_US, Kind, RecordKey
 from proteus_shards.core.placement import slot_of
+from proteus_shards.core.records import check_place, check_times
 from proteus_shards.core.spans import Spans
 from proteus_shards.core.steps import AWAY, Change
 from proteus_shards.errors import RecordError
@@ -58,6 +59,7 @@ SWEEP_MAX = 64  # answers that go at once
 PUT_OFF_US = SECOND_US  # until the next try, while the store is away
 
 _FOR_NOW = frozenset({Reason.BUSY, Reason.FULL})
+_REASONS = frozenset(Reason)
 
 
 class _Kept(msgspec.Struct, array_like=True, frozen=True):
@@ -203,6 +205,10 @@ class Once(Spans):
             kept = _decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RecordError("a kept answer cannot be read") from error
+        check_place(key, key.name.partition(" ")[2])
+        check_times(kept.at)
+        if any(refusal is not None and refusal.reason not in _REASONS for refusal in kept.refusals):
+            raise RecordError("a kept answer must have reasons that are known")
         self._put_back(key, kept)
 
     # --- age ---------------------------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ from proteus_shards.core.deadlines import Deadlines
 from proteus_shards.core.extras import NO_EXTRAS
 from proteus_shards.core.holdings import answer_bytes
 from proteus_shards.core.ledger import Note
-from proteus_shards.core.model import RECORD_BYTES_MAX, SECOND_US, Kind, RecordKey, name_fault
+from proteus_shards.core.model import COUNT_MAX, RECORD_BYTES_MAX, SECOND_US, Kind, RecordKey, name_fault
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue_settings import SettingFault
+from proteus_shards.core.records import check_job, check_place, check_times
 from proteus_shards.core.schedules import (
     Calendar,
     Intervals,
@@ -278,8 +279,7 @@ class Recurring(Upkeep):
         queue, _, name = key.name.partition(_APART)
         if name_fault(queue) is not None or schedule_name_fault(name) is not None:
             raise RecordError("the record names no queue and schedule")
-        if key.slot != slot_of(queue):
-            raise RecordError(f"slot must be {slot_of(queue)}, not {key.slot}")
+        check_place(key, queue)
         if value is None:
             self._set_schedule((queue, name), None)
             return
@@ -288,6 +288,10 @@ class Recurring(Upkeep):
         wrong = definition if isinstance(definition, SettingFault) else self._calendar.fault(definition)
         if isinstance(definition, SettingFault) or wrong is not None:
             raise RecordError(f"{wrong.field} {wrong.rule}" if wrong is not None else "the schedule cannot be read")
+        check_times(kept.since, kept.last_at)
+        check_job(msgspec.structs.replace(kept.job, queue=queue, id=name))
+        if not (0 <= kept.fired <= COUNT_MAX and 0 <= kept.missed <= COUNT_MAX):
+            raise RecordError("fired and missed must be in their range")
         if kept.since - self._wall > BACK_US:
             kept = msgspec.structs.replace(kept, since=self._wall)
         self._set_schedule((queue, name), Schedule(queue, name, definition, kept))

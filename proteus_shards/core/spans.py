@@ -59,9 +59,10 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.holdings import answer_bytes
 from proteus_shards.core.ledger import Note
-from proteus_shards.core.model import RECORD_BYTES_MAX, SECOND_US, Kind, RecordKey
+from proteus_shards.core.model import RECORD_BYTES_MAX, SECOND_US, Kind, RecordKey, name_fault
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue import TRANSITIONS, Verb
+from proteus_shards.core.records import check_job, check_place, check_step
 from proteus_shards.core.steps import AWAY, Change, RecordChange, Steps
 from proteus_shards.errors import RecordError
 
@@ -194,9 +195,14 @@ class Spans(Steps):
             self._decisions.pop(key, None)
             return
         try:
-            self._decisions[key] = (_decision.decode(value), self._now)
+            decision = _decision.decode(value)
         except _GARBAGE as error:
             raise RecordError("a decision cannot be read") from error
+        check_step(key.name)
+        check_place(key, decision.queue)
+        if any(name_fault(queue) is not None for queue in decision.others):
+            raise RecordError("a decision must name queues")
+        self._decisions[key] = (decision, self._now)
 
     # --- the others --------------------------------------------------------------------------------------------
 
@@ -298,9 +304,14 @@ class Spans(Steps):
             return
         try:
             intent = _intent.decode(value)
-            bytes.fromhex(key.name)
-        except (*_GARBAGE, ValueError) as error:
+        except _GARBAGE as error:
             raise RecordError("an intent cannot be read") from error
+        check_step(key.name)
+        if not intent.jobs or name_fault(intent.home) is not None:
+            raise RecordError("an intent must have jobs, and a queue as its home")
+        for job in intent.jobs:
+            check_job(job)
+            check_place(key, job.queue)
         self._keep_intent(key, intent)
 
     # --- both --------------------------------------------------------------------------------------------------
