@@ -31,7 +31,8 @@ Theory of operation
 
 7. A queue may be *limited*: paused, or bounded in what is in flight or in its rate. How many jobs it may hand out now is `allowance`. The rate is a bucket of
    tokens, kept as the time at which it will be full again (in units of a microsecond / `rate.jobs`, so that no division loses anything). A token that was
-   spent on a delivery stays spent, whatever becomes of that: the limit is never exceeded, and a bucket begins full.
+   spent on a delivery stays spent, whatever becomes of that: the limit is never exceeded, and a bucket begins full. A queue's first bucket, that is: another
+   rate takes over the share that is spent, and a rate that was taken away goes on being refilled until there is one again (or the queue is forgotten).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Queue:
     """The jobs of one queue. `totals` counts jobs by status over all queues of the shard, and is shared by them."""
 
     __slots__ = (
-        "_above", "_below", "_fresh", "_full_at", "_keys", "_returned", "blocked", "bytes", "counts", "dead", "jobs", "limited", "name", "pending",
+        "_above", "_below", "_fresh", "_full_at", "_keys", "_rate", "_returned", "blocked", "bytes", "counts", "dead", "jobs", "limited", "name", "pending",
         "refill_at", "settings", "slot", "totals", "waiters",
     )  # fmt: skip
 
@@ -137,6 +138,7 @@ class Queue:
         self.limited = False  # whether `allowance` has anything to say
         self.refill_at: int | None = None  # monotonic: when polls that wait for a token are to be served
         self._full_at = 0
+        self._rate: RateSettings | None = None  # the last one, whose bucket `_full_at` is of
         self._keys: Keys | None = None  # of jobs with ordering keys, once there was one
         self._fresh: deque[Job] = deque()
         self._returned: list[tuple[int, int, int, Job]] = []  # with id(job): after a doubt two jobs may have one key, one of them gone
@@ -234,7 +236,7 @@ class Queue:
             settings = self.settings = DEFAULT_SETTINGS
         self.limited = settings.paused or settings.max_in_flight is not None or settings.rate is not None
         if settings.rate is not None and settings.rate != before.rate:
-            self._full_at = now * settings.rate.jobs
+            self._change_bucket(settings.rate, now)
         if self._keys is not None and (settings.on_retry, settings.delayed_head) != (before.on_retry, before.delayed_head):
             self._rebuild_keys()
 
@@ -263,10 +265,18 @@ class Queue:
         if (rate := self.settings.rate) is not None:
             self._full_at = max(self._full_at, now * rate.jobs) + jobs * _token(rate)
 
+    def _change_bucket(self, rate: RateSettings, now: int) -> None:
+        """Go on with another rate, of whose bucket the same share is spent; in doubt a little more."""
+        before, self._rate = self._rate, rate
+        spent = 0
+        if before is not None:
+            spent = -(-max(0, self._full_at - now * before.jobs) * _capacity(rate) // _capacity(before))
+        self._full_at = now * rate.jobs + spent
+
     def _bucket(self, rate: RateSettings, now: int) -> tuple[int, int]:
         """Return what is in the bucket, and what one token is."""
         token = _token(rate)
-        return (rate.burst or rate.jobs) * token - max(0, self._full_at - now * rate.jobs), token
+        return _capacity(rate) - max(0, self._full_at - now * rate.jobs), token
 
     # --- keys --------------------------------------------------------------------------------------------------
 
@@ -345,6 +355,10 @@ class Queue:
 
 def _token(rate: RateSettings) -> int:
     return int(rate.seconds * SECOND_US) or 1
+
+
+def _capacity(rate: RateSettings) -> int:
+    return (rate.burst or rate.jobs) * _token(rate)
 
 
 def place_of(job: Job) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from msgspec.structs import replace
 
 from proteus_shards.core.extras import Attempt, Extras, pack_extras
-from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
+from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings, RateSettings
 from tests.core.naive_words import NaiveJob
 
 SECOND = 1_000_000
@@ -92,6 +92,7 @@ class NaiveQueue:
     settings: QueueSettings = DEFAULT_SETTINGS
     tokens: Fraction = Fraction(0)
     told: int = 0  # when the tokens were counted
+    rate: RateSettings | None = None  # the last one
 
     def allowance(self, now: int, in_flight: int) -> int:
         """Return how many jobs may be handed out."""
@@ -120,13 +121,18 @@ class NaiveQueue:
             self.tokens -= jobs
 
     def set(self, settings: QueueSettings, now: int) -> None:
-        """Change the settings; another rate begins with a full bucket."""
+        """Change the settings; the first rate begins with a full bucket, another one with the share that is left, in whole units of its shard's."""
         before, self.settings = self.settings, settings
         if settings.rate is not None and settings.rate != before.rate:
-            self.tokens, self.told = Fraction(settings.rate.burst or settings.rate.jobs), now
+            capacity, share = settings.rate.burst or settings.rate.jobs, Fraction(0)
+            if self.rate is not None:
+                self._refill(now)
+                share = 1 - self.tokens / (self.rate.burst or self.rate.jobs)
+            unit = int(settings.rate.seconds * SECOND)
+            self.tokens, self.told, self.rate = capacity - Fraction(-(-share * capacity * unit // 1), unit), now, settings.rate
 
     def _refill(self, now: int) -> None:
-        rate = self.settings.rate
+        rate = self.rate
         assert rate is not None
         self.tokens = min(
             Fraction(rate.burst or rate.jobs), self.tokens + Fraction(now - self.told) * rate.jobs / (Fraction(rate.seconds) * SECOND)

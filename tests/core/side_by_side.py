@@ -9,6 +9,7 @@ from proteus_shards.core.commands import Command, DeadLetter, Delivered, Deliver
 from proteus_shards.core.extras import pack_extras
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.model import Batch, Job, Row, RowKey, Status
+from proteus_shards.core.queue import Queue
 from proteus_shards.core.queue_settings import QueueSettings
 from proteus_shards.core.shard import Shard
 from tests.core.auditor import Auditor
@@ -37,6 +38,7 @@ class SideBySide:
         self.runs: dict[tuple[str, str], list[bytes]] = {}  # that clients were told of
         self.known_runs: set[bytes] = set()
         self.settings: dict[str, QueueSettings] = {}
+        self.settled: dict[str, Queue] = {}
         self.batch: Batch | None = None
         self.doubt: list[RowKey] = []
         self.age = 0  # commands since the last start
@@ -76,6 +78,9 @@ class SideBySide:
         found = self.shard.queues.get(queue) or self.shard._make_queue(queue)
         before, found.settings = found.settings, settings
         self.shard._settings_changed(found, before)
+        if self.settled.get(queue) is not found:  # it was forgotten meanwhile, and its bucket with it
+            self.model.lines.pop(queue, None)
+            self.settled[queue] = found
         self.model.set(queue, settings)
 
     def cancel(self, key: Hashable) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proteus_shards.core.commands import Complete, Next, Reason
-from proteus_shards.core.commands_control import Fail
+from proteus_shards.core.commands_control import Fail, SetQueue
 from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE
 from proteus_shards.core.queue_settings import RateSettings
 from tests.core.rig import DONE, SECOND, Bench, check_books, refused
@@ -97,3 +97,46 @@ def test_what_a_job_leaves_out_its_queue_may_say() -> None:
     bench.enqueue("own", timeout=5, max_retries=0)
 
     assert [(job.timeout, job.max_retries) for job in bench.take(2)] == [(77, 3), (5, 0)]
+
+
+def test_another_rate_does_not_fill_the_bucket() -> None:
+    """The share that is spent stays spent: at once, when the rate was taken away for a while, and when a change is undone."""
+    bench = Bench()
+    hourly = RateSettings(jobs=1, seconds=3600)
+    for number in range(20):
+        bench.enqueue(f"{number}", persist=True)
+    bench.commit()
+    bench.set(rate=hourly)
+    assert [job.id for job in bench.take_durably(9)] == ["0"]
+    for other in (None, RateSettings(jobs=1, seconds=7200), RateSettings(jobs=3, seconds=3600, burst=1), RateSettings(jobs=5, seconds=5)):
+        bench.set(rate=other)
+        if other is not None:
+            assert bench.take_durably(9) == []
+        bench.set(rate=hourly)
+        assert bench.take_durably(9) == []
+    bench.send(SetQueue("q", b'{"rate":null}'))
+    bench.lose_store()
+    bench.heal()
+    assert bench.take_durably(9) == []
+
+    bench.set()
+    bench.pass_time(1800)
+    bench.set(rate=RateSettings(jobs=4, seconds=4))
+    assert [job.id for job in bench.take_durably(9)] == ["1", "2"]
+    bench.set(rate=hourly)
+    assert bench.take_durably(9) == []
+    bench.pass_time(3600)
+    assert [job.id for job in bench.take_durably(9)] == ["3"]
+
+
+def test_a_larger_bucket_is_as_full_as_the_smaller_one_was() -> None:
+    """What nobody has spent may be."""
+    bench = Bench()
+    bench.set(rate=RateSettings(jobs=1, seconds=3600, burst=2))
+    for number in range(9):
+        bench.enqueue(f"{number}")
+    assert bench.take_ids() == ["0", "1"]
+    bench.pass_time(3600)
+    bench.set(rate=RateSettings(jobs=1, seconds=3600, burst=6))
+
+    assert bench.take_ids() == ["2", "3", "4"]
