@@ -257,7 +257,10 @@ def change(known: Known, op: Op) -> None:
         known.priority = command.priority
     if command.run_at_us is not None:
         known.run_at = command.run_at_us or None
-        known.ready_at = max(op.clock, command.run_at_us)
+        ready_at = max(op.clock, command.run_at_us)
+        if known.expires_at is not None:
+            known.expires_at += ready_at - known.ready_at
+        known.ready_at = ready_at
         known.put_off = None
         known.once_due = False
         known.op, known.number, known.seq = op, op.number, -1
