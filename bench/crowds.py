@@ -40,7 +40,7 @@ import psutil
 
 BURST = 8
 POOL = 1000
-HOST = b"Host: here\r\n"
+HOST = b"Host: localhost\r\n"
 POST = b"POST /enqueue HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n%s"
 CLOSED = 64  # connections of the closed loop
 

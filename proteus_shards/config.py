@@ -73,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tokens_file: str = ""
     queues_file: str = ""
     insecure: bool = False
+    hosts: str = ""
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     metrics_relay: bool = False
@@ -139,6 +140,8 @@ SETTINGS_HELP: dict[str, str] = {
     "nobody is asked",
     "queues_file": "TOML file with settings of queues, a table for each, which are applied at the start of the server, over what was set before",
     "insecure": "listen on addresses that others can reach though nobody is asked who they are",
+    "hosts": "names, separated by commas, under which clients and proxies reach a server where nobody is asked who they are, beside its host, addresses and localhost; "
+    "any other Host is 421, since a page on the web may let its own name point here",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, /health and /ready, plain HTTP without tokens, beside the one on port; 0: none",
     "metrics_relay": "show relay's metric names on GET /metrics, beside those of this server: counters, by queue for as many as metrics_queues_max",

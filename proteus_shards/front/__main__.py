@@ -28,10 +28,11 @@ import trio
 
 from proteus_shards import logs
 from proteus_shards.boot import STDIN, beat, read_boot, report
-from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, Settings, socket_path
+from proteus_shards.config import BEAT_SECONDS, Failed, FrontBoot, Ready, Settings, is_loopback, socket_path
 from proteus_shards.errors import SettingError
 from proteus_shards.front.access import Access
 from proteus_shards.front.app import make_app
+from proteus_shards.front.hosts import names_of
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.metrics import Page
 from proteus_shards.front.router import Router
@@ -86,6 +87,12 @@ def allow_descriptors(wanted: int) -> int:
     return soft
 
 
+def apart_of(settings: Settings) -> Settings:
+    """Return the settings of the server on metrics_port: plain, for all, and under any name unless it stands on loopback as the other does."""
+    any_host = names_of(settings) is None or not is_loopback(settings.metrics_host)
+    return msgspec.structs.replace(settings, tls_cert="", tls_key="", tls_client_ca="", fast_lane=False, insecure=any_host)
+
+
 async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket | None = None) -> None:
     """Serve until drained; the page of metrics on a port of its own, too, where there is one."""
     settings = boot.settings
@@ -96,7 +103,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
     viewers = Viewers(router, settings, page, boot.run_dir) if settings.dashboard else None
     metrics_server: Server | None = None
     if metrics is not None:
-        apart = msgspec.structs.replace(settings, tls_cert="", tls_key="", tls_client_ca="", fast_lane=False)
+        apart = apart_of(settings)
         metrics_server = Server(make_app(router, apart, page, metrics_only=True), router, apart)
     try:
         server = Server(make_app(router, settings, page, viewers), router, settings)

@@ -36,6 +36,7 @@ from proteus_shards.front.dashboard import FILES_PATH, add_dashboard_routes
 from proteus_shards.front.exchange import GRANT_KEY, SCOPE_KEY, Exchange
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import origin_form
+from proteus_shards.front.hosts import misdirected, names_of
 from proteus_shards.front.metrics import Page, add_metrics_route
 from proteus_shards.front.native import add_native_routes, add_probe_routes
 from proteus_shards.front.ndjson import HELD_BYTES_MAX, comes_in_lines, enqueue_as_it_comes, read_rest
@@ -133,6 +134,7 @@ class _Gate:
         self._app = app
         self._router = router
         self._settings = settings
+        self._hosts = names_of(settings)
         self._access = None if open_to_all else router.access
 
     def _with_grant(self, scope: Any, connection: Connection | None) -> Any:
@@ -198,7 +200,9 @@ class _Gate:
     async def _answer(self, scope: Any, full: trio.CancelScope, receive: Any, send: Any) -> None:
         """Answer one request, by Quart or without it. `full` is cancelled where there is no room for its body."""
         path, exchange, call = scope["path"], scope[SCOPE_KEY], scope[relay.SCOPE_KEY]
-        broken = _broken_rule(scope, path, self._settings) or (None if call is None else call.fault)
+        broken = (
+            misdirected(_host_of(scope), self._hosts) or _broken_rule(scope, path, self._settings) or (None if call is None else call.fault)
+        )
         if broken is not None:
             await _send(send, broken.answer())
         elif not comes_in_lines(scope, path or ""):
@@ -263,8 +267,7 @@ def _path_of(scope: Any) -> str | None:
     target: str = scope["path"]
     if target.startswith("/"):
         return target
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-    relative = origin_form(target.encode(), host)
+    relative = origin_form(target.encode(), _host_of(scope))
     return relative.decode() if relative is not None else None
 
 
@@ -273,8 +276,11 @@ def _raw_path_of(scope: Any) -> bytes:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     if raw.startswith(b"/"):
         return raw
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-    return origin_form(raw, host) or b""
+    return origin_form(raw, _host_of(scope)) or b""
+
+
+def _host_of(scope: Any) -> bytes:
+    return next((value for name, value in scope["headers"] if name in {b"host", b":authority"}), b"")
 
 
 async def _send(send: Callable[[Any], Awaitable[None]], answer: Answer) -> None:

@@ -24,6 +24,7 @@ import msgspec
 
 from proteus_shards.config import Settings
 from proteus_shards.front.answers import Problem
+from proteus_shards.front.hosts import Names, misdirected, names_of
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # all of it: with less, it is no HTTP/2
 CHUNK_HEAD_BYTES_MAX = 16
@@ -43,11 +44,12 @@ class HttpLimits(msgspec.Struct, frozen=True):
     headers_max: int
     url_bytes_max: int
     body_size_max: int
+    hosts: Names | None = None  # that a request may be for; None: any
 
 
 def limits_of(settings: Settings) -> HttpLimits:
     """Return the limits that settings ask for."""
-    return HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_size_max)
+    return HttpLimits(settings.header_bytes_max, settings.headers_max, settings.url_bytes_max, settings.body_size_max, names_of(settings))
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -130,10 +132,10 @@ def parse_head(raw: bytes, limits: HttpLimits) -> Head | Fault:
         return refuse(431, f"the request has more than {limits.headers_max} header fields (headers_max)")
     if len(seen.url) > limits.url_bytes_max:
         return refuse(414, f"the target of the request is longer than {limits.url_bytes_max} bytes (url_bytes_max)")
-    return _understand(method, seen, http10=raw[: raw.index(b"\r\n")].endswith(b"1.0"))
+    return _understand(method, seen, limits.hosts, http10=raw[: raw.index(b"\r\n")].endswith(b"1.0"))
 
 
-def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
+def _understand(method: str, seen: _Fields, names: Names | None, *, http10: bool) -> Head | Fault:
     length, framed, chunked, hosts = 0, False, False, 0
     host = connection = b""
     encoding: str | None = None
@@ -176,6 +178,8 @@ def _understand(method: str, seen: _Fields, *, http10: bool) -> Head | Fault:
                 from_page = True
     if hosts > 1 or (hosts == 0 and not http10) or _HOST.fullmatch(host) is None:
         return refuse(400, "host: must be given exactly once, as a name and perhaps a port")
+    if (wrong := misdirected(host, names)) is not None:
+        return Fault(wrong)
     target = seen.url
     if not target.startswith(b"/") and (target != b"*" or method != "OPTIONS"):
         relative = origin_form(target, host)

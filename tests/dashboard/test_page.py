@@ -101,7 +101,7 @@ async def read_until(client: Client, wanted: bytes) -> bytes:
 async def look(site: Site) -> Client:
     """Begin to look."""
     client = await site.client()
-    await client.send(f"GET {EVENTS_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    await client.send(f"GET {EVENTS_PATH} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
     return client
 
 

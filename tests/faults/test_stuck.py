@@ -91,10 +91,12 @@ class Runner:
         if way.is_http_2:
             self._http_2 = H2Connection(H2Configuration(client_side=True))
             self._http_2.initiate_connection()
-            self._http_2.send_headers(1, [(":method", method), (":path", path), (":scheme", "https"), (":authority", "x")], end_stream=True)
+            self._http_2.send_headers(
+                1, [(":method", method), (":path", path), (":scheme", "https"), (":authority", "localhost")], end_stream=True
+            )
             self.socket.sendall(self._http_2.data_to_send())
         else:
-            self.socket.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            self.socket.sendall(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
     def __enter__(self) -> Self:
         return self

@@ -65,7 +65,7 @@ class Client:
     async def receive(self, method: str = "GET", *, leave_open: bool = True) -> Reply:
         """Read one answer."""
         self.http = h11.Connection(h11.CLIENT) if not self.http.trailing_data[0] else self.http
-        self.http.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
+        self.http.send(h11.Request(method=method, target="/", headers=[("host", "localhost")]))
         self.http.send(h11.EndOfMessage())
         body = b""
         head: h11.Response | None = None
@@ -89,7 +89,9 @@ class Client:
 
     async def ask(self, method: str, target: str, body: bytes = b"", *headers: str) -> Reply:
         """Send a request and read its answer."""
-        head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers))
+        head = "".join(
+            f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *headers)
+        )
         await self.send(head.encode() + b"\r\n" + body)
         return await self.receive(method)
 

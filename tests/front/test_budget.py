@@ -35,7 +35,7 @@ def test_a_budget_refuses_what_is_over_it_and_lets_one_alone_pass() -> None:
 async def begin(site: Site, size: int) -> Client:
     """Begin a body of which one byte does not come."""
     client = await site.client()
-    await client.send(b"POST /enqueue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b" " * (size - 1))
+    await client.send(b"POST /enqueue HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % size + b" " * (size - 1))
     return client
 
 
@@ -77,7 +77,7 @@ async def test_answers_that_nobody_reads_have_a_limit_together(way: str, tmp_pat
 
     async with serving(tmp_path, settings_of(way, tmp_path, answers_bytes_max=10_000_000), answer) as site:
         deaf = await site.client()
-        await deaf.send(b"GET /next?queue=q HTTP/1.1\r\nHost: x\r\n\r\n")
+        await deaf.send(b"GET /next?queue=q HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         await wait_held(site.router.answers, 1_000_000)
         client = await site.client()
         refused = await client.ask("GET", "/next?queue=q")
@@ -100,7 +100,7 @@ async def test_pipelined_answers_of_one_connection_count_each(tmp_path: Path) ->
 
     async with serving(tmp_path, settings_of("fast lane", tmp_path, answers_bytes_max=5_000_000), answer) as site:
         client = await site.client()
-        await client.send(b"GET /next?queue=q HTTP/1.1\r\nHost: x\r\n\r\n" * 64)
+        await client.send(b"GET /next?queue=q HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 64)
         await site.shard.wait_command(Next, 64)
         returned = await site.shard.wait_command(Undeliver, 40)
         statuses = [(await client.receive()).status for _ in range(64)]

@@ -15,8 +15,8 @@ from proteus_shards.front.http11 import EndingH11Protocol
 from tests.front.fake_shard import PATIENCE_SECONDS, obliging
 from tests.front.sites import JOB, SETTINGS, Site, serving, with_tls
 
-ENQUEUE = b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB
-HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+ENQUEUE = b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 async def wait_for_connections(site: Site, count: int) -> None:

@@ -22,7 +22,7 @@ from tests.front.fake_shard import PATIENCE_SECONDS, FakeShard, delivery, obligi
 
 SETTINGS = Settings(shards=1, log_format="json")
 JOB = b'{"id":"j","queue":"q","timeout":1}'
-ENQUEUE = b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB
+ENQUEUE = b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB
 
 BEAT = msgspec.json.encode(Beat()) + b"\n"
 
@@ -142,9 +142,9 @@ async def test_a_front_drains(how: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as (front, shard):
         shard.answer = lambda command: None if isinstance(command, Enqueue) else obliging(command)
         polling, busy, idle = await front.connect(), await front.connect(), await front.connect()
-        await polling.send_all(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: x\r\n\r\n")
+        await polling.send_all(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await busy.send_all(ENQUEUE)
-        await idle.send_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await idle.send_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert await status_of(idle) == 200
         ((poll, _),) = await shard.wait_command(Next)
         ((enqueue, _),) = await shard.wait_command(Enqueue)
@@ -191,7 +191,7 @@ async def test_a_drain_has_an_end(tmp_path: Path) -> None:
         shard.answer = lambda command: Delivered([delivery(payload=b"1" * 20_000_000)]) if isinstance(command, Next) else None
         silent, deaf = await front.connect(), await front.connect()
         await silent.send_all(ENQUEUE)
-        await deaf.send_all(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+        await deaf.send_all(b"GET /next?queue=q HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await shard.wait_command(Enqueue)
         await deaf.receive_some(1)
 

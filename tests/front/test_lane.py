@@ -18,7 +18,7 @@ from proteus_shards.front.router import Router
 from tests.front.fake_shard import PATIENCE_SECONDS, FakeShard, delivery, linked, obliging
 
 JOB = b'{"id":"a","queue":"q","timeout":30}'
-HOST = b"Host: here\r\n"
+HOST = b"Host: localhost\r\n"
 
 
 def post(body: bytes = JOB, fields: bytes = b"") -> bytes:

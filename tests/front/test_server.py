@@ -73,9 +73,9 @@ async def test_an_unknown_path_is_404(target: str, site: Site) -> None:
 @pytest.mark.parametrize(
     ("target", "status"),
     [
-        ("http://x/next?queue=q", 204),
-        ("HTTP://x:80/next?queue=q", 204),
-        ("http://x", 404),
+        ("http://localhost/next?queue=q", 204),
+        ("HTTP://localhost:80/next?queue=q", 204),
+        ("http://localhost", 404),
         ("*", 400),
         ("?queue=q", 400),
         ("next?queue=q", 400),
@@ -96,7 +96,7 @@ async def test_a_request_target_is_a_path_or_absolute(target: str, status: int, 
 async def test_a_body_of_a_length_over_the_limit_is_refused_before_it_comes(site: Site) -> None:
     """The answer does not wait for it, and the connection closes."""
     client = await site.client()
-    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: 100001\r\n\r\n")
+    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100001\r\n\r\n")
 
     reply = await client.receive()
 
@@ -108,7 +108,7 @@ async def test_a_body_of_a_length_over_the_limit_is_refused_before_it_comes(site
 async def test_a_client_that_sends_a_body_over_the_limit_can_read_the_answer(site: Site) -> None:
     """Though it reads only after it has sent all, which is many times the limit. Whether the connection then ends is the server's to say."""
     client = await site.client()
-    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
     for _ in range(30):
         await client.send(b"186a0\r\n" + b" " * 100_000 + b"\r\n")
     await client.send(b"0\r\n\r\n")
@@ -122,7 +122,7 @@ async def test_a_client_that_sends_a_body_over_the_limit_can_read_the_answer(sit
 async def test_a_chunked_body_within_the_limit_is_taken(site: Site) -> None:
     """However it is cut."""
     client = await site.client()
-    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    await client.send(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
     for byte in JOB:
         await client.send(b"1\r\n" + bytes([byte]) + b"\r\n")
     await client.send(b"0\r\n\r\n")
@@ -158,7 +158,7 @@ async def test_a_refused_request_leaves_the_connection_usable(site: Site) -> Non
 async def test_a_client_that_leaves_while_its_next_waits_gives_its_job_back(site: Site) -> None:
     """The poll is cancelled; a delivery that was on its way is undone."""
     client = await site.client()
-    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: x\r\n\r\n")
+    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n")
     ((number, _),) = await site.shard.wait_command(Next)
 
     await client.stream.aclose()
@@ -172,7 +172,7 @@ async def test_a_client_that_stops_reading_in_the_middle_of_its_job_gives_it_bac
     """It closes while the socket is full: the last byte of the answer never left."""
     site.shard.answer = lambda command: Delivered([delivery(payload=b"1" * 30_000_000)]) if isinstance(command, Next) else obliging(command)
     client = await site.client()
-    await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+    await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: localhost\r\n\r\n")
     await client.stream.receive_some(1000)
     assert [command for command in site.shard.commands if isinstance(command, Undeliver)] == []
 
@@ -204,7 +204,7 @@ async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
             Delivered([delivery(payload=b"1" * 30_000_000)]) if isinstance(command, Next) else obliging(command)
         )
         client = await site.client()
-        await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: localhost\r\n\r\n")
 
         assert [command for _, command in await site.shard.wait_command(Undeliver)] == [Undeliver("q", "a", RUN_ID)]
         await client.stream.aclose()
@@ -214,7 +214,7 @@ async def test_a_body_that_does_not_come_is_408(tmp_path: Path) -> None:
     """And the connection closes."""
     async with serving(tmp_path, Settings(shards=1, request_seconds_max=0.05)) as site:
         client = await site.client()
-        await client.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n{")
+        await client.send(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n{")
 
         reply = await client.receive()
 
@@ -240,14 +240,14 @@ async def test_an_idle_connection_is_closed(tmp_path: Path) -> None:
         b"GET /health\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
         b"GET /" + b"x" * 100_000,
-        b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 10_000,
-        b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
-        b"POST /enqueue HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 10_000,
+        b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
         b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: !\r\n\r\n",
-        b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-        b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: !\r\n\r\n",
+        b"GET /next?queue=q HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"GET /next?queue=q HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
     ],
 )
 async def test_garbage_ends_its_own_connection_only(garbage: bytes, site: Site) -> None:
@@ -291,7 +291,7 @@ async def test_a_drain_finishes_what_is_under_way(tmp_path: Path) -> None:
         site.shard.answer = lambda command: None if isinstance(command, Enqueue) else obliging(command)
         idle, busy = await site.client(), await site.client()
         assert (await idle.ask("GET", "/health")).status == 200
-        await busy.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB)
+        await busy.send(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB)
         ((number, _),) = await site.shard.wait_command(Enqueue)
 
         site.server.drain()
@@ -311,7 +311,7 @@ async def test_a_drain_aborts_what_does_not_end(tmp_path: Path, caplog: pytest.L
             Delivered([delivery(payload=b"1" * 30_000_000)]) if isinstance(command, Next) else obliging(command)
         )
         client = await site.client()
-        await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(b"GET /next?queue=q HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await client.stream.receive_some(1)
 
         site.server.drain()
@@ -336,7 +336,7 @@ async def test_connections_max_holds_without_the_lane(tmp_path: Path) -> None:
     async with serving(tmp_path, msgspec.structs.replace(SETTINGS, fast_lane=False, connections_max=1)) as site:
         first, second = await site.client(), await site.client()
         assert (await first.ask("POST", "/enqueue", JOB)).status == 202
-        await second.send(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB)
+        await second.send(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(JOB) + JOB)
         assert (await first.ask("POST", "/enqueue", JOB)).status == 202
         assert len(site.shard.commands) == 2
         first.stream.socket.close()
@@ -349,7 +349,7 @@ async def test_half_a_head_is_cut_off_without_the_lane_and_a_waiting_poll_is_not
     settings = msgspec.structs.replace(SETTINGS, fast_lane=False, header_seconds_max=0.2)
     async with serving(tmp_path, settings) as site:
         slow, poll = await site.client(), await site.client()
-        await poll.send(b"GET /next?queue=q&wait=30 HTTP/1.1\r\nhost: x\r\n\r\n")
+        await poll.send(b"GET /next?queue=q&wait=30 HTTP/1.1\r\nhost: localhost\r\n\r\n")
         ((number, _),) = await site.shard.wait_command(Next)
         await slow.send(b"GET /health HTTP/1.1\r\nhost:")
 
@@ -371,7 +371,7 @@ async def test_the_rules_of_the_lane_hold_behind_it(tmp_path: Path, target: byte
     settings = msgspec.structs.replace(SETTINGS, fast_lane=False, url_bytes_max=1000, headers_max=20)
     async with serving(tmp_path, settings) as site:
         client = await site.client()
-        await client.send(b"GET " + target + b" HTTP/1.1\r\nhost: x\r\n" + fields + b"\r\n")
+        await client.send(b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\n" + fields + b"\r\n")
 
         assert (await client.receive(leave_open=False)).status == status
 

@@ -102,7 +102,7 @@ async def test_plain_http_on_the_port_ends_its_own_connection_only(tmp_path: Pat
     """It is no TLS, and no shard hears of it."""
     async with serving(tmp_path, with_tls(SETTINGS, tmp_path)) as site:
         plain = await trio.open_tcp_stream("127.0.0.1", site.port)
-        await plain.send_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await plain.send_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         with trio.fail_after(PATIENCE_SECONDS):
             try:
                 while answer := await plain.receive_some():
@@ -137,7 +137,7 @@ async def test_with_an_authority_for_clients_each_must_show_a_certificate(tmp_pa
                 authority.issue_cert("runner@example.org").configure_cert(context)
             stream = await connect(site, context)  # in TLS 1.3 a client learns of it later
             with pytest.raises((trio.BrokenResourceError, ssl.SSLError)):  # noqa: PT012
-                await stream.send_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                await stream.send_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 assert not await stream.receive_some()
                 raise trio.BrokenResourceError
             await trio.aclose_forcefully(stream)

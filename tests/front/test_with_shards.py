@@ -139,7 +139,7 @@ async def test_a_waiting_next_is_woken_by_an_enqueue(site: Site) -> None:
 async def test_a_job_is_not_lost_to_a_client_that_left(site: Site) -> None:
     """Its poll is forgotten, and the next client gets the first attempt."""
     stream = await trio.open_tcp_stream("127.0.0.1", site.port)
-    await stream.send_all(b"GET /next?queue=q&wait=30 HTTP/1.1\r\nhost: x\r\n\r\n")
+    await stream.send_all(b"GET /next?queue=q&wait=30 HTTP/1.1\r\nhost: localhost\r\n\r\n")
     await wait_polls(site, 1)
     await stream.aclose()
     await wait_polls(site, 0)

@@ -224,7 +224,7 @@ async def _talk(stream: trio.SocketStream, data: bytes, *, end: bool) -> bytes:
 
 
 async def _send_requests(stand: _Stand, requests: list[bytes], where: str, report: Report) -> None:
-    last = b"GET /next?queue=none HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+    last = b"GET /next?queue=none HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     data = await _talk(await trio.open_tcp_stream("127.0.0.1", stand.port), b"".join(requests) + last, end=False)
     statuses = statuses_of(data)
     report.statuses.update(statuses)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-HOST = b"Host: here\r\n"
+HOST = b"Host: localhost\r\n"
 JOB = b'{"id":"j","queue":"q","timeout":1}'
 SMUGGLED = b"DELETE /complete?queue=q&job_id=smuggled HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
 COMPLETE = b"DELETE /complete?queue=q&job_id=j"
@@ -130,11 +130,11 @@ REFUSED: dict[str, Refusal] = {
     "trailer": Refusal(chunked(ONE_CHUNK + b"0\r\nX: a\r\n\r\n")),
     "trailer with a length": Refusal(chunked(ONE_CHUNK + b"0\r\nContent-Length: 5\r\n\r\n")),
     # lines and fields
-    "lines ended by LF": Refusal(b"POST /enqueue HTTP/1.1\nHost: here\nContent-Length: 0\n\n"),
-    "request line ended by LF": Refusal(b"POST /enqueue HTTP/1.1\nHost: here\r\nContent-Length: 0\r\n\r\n"),
-    "request line ended by CR": Refusal(b"POST /enqueue HTTP/1.1\rHost: here\r\n\r\n"),
+    "lines ended by LF": Refusal(b"POST /enqueue HTTP/1.1\nHost: localhost\nContent-Length: 0\n\n"),
+    "request line ended by LF": Refusal(b"POST /enqueue HTTP/1.1\nHost: localhost\r\nContent-Length: 0\r\n\r\n"),
+    "request line ended by CR": Refusal(b"POST /enqueue HTTP/1.1\rHost: localhost\r\n\r\n"),
     "field ended by LF": Refusal(get(b"X: a\nY: b")),
-    "head ended by LF": Refusal(COMPLETE + b" HTTP/1.1\r\nHost: here\r\n\n"),
+    "head ended by LF": Refusal(COMPLETE + b" HTTP/1.1\r\nHost: localhost\r\n\n"),
     "bare CR in a value": Refusal(get(b"X: a\rb")),
     "folded field": Refusal(get(b"X: a\r\n b")),
     "folded first field": Refusal(COMPLETE + b" HTTP/1.1\r\n X: a\r\n" + HOST + b"\r\n"),
@@ -154,14 +154,14 @@ REFUSED: dict[str, Refusal] = {
     "no host": Refusal(get(host=b"")),
     "two hosts": Refusal(get(host=HOST + HOST)),
     "two hosts, different": Refusal(get(host=HOST + b"Host: there\r\n")),
-    "host with a space": Refusal(get(host=b"Host: here there\r\n")),
-    "host with a path": Refusal(get(host=b"Host: here/there\r\n")),
+    "host with a space": Refusal(get(host=b"Host: localhost there\r\n")),
+    "host with a path": Refusal(get(host=b"Host: localhost/there\r\n")),
     "host with a user": Refusal(get(host=b"Host: a@here\r\n")),
-    "host with a comma and a space": Refusal(get(host=b"Host: here, there\r\n")),
-    "host with a port that is none": Refusal(get(host=b"Host: here:80a\r\n")),
+    "host with a comma and a space": Refusal(get(host=b"Host: localhost, there\r\n")),
+    "host with a port that is none": Refusal(get(host=b"Host: localhost:80a\r\n")),
     "absolute form of another host": Refusal(get(line=b"DELETE http://there/complete?queue=q&job_id=j HTTP/1.1")),
     "absolute form with a user": Refusal(get(line=b"DELETE http://a@here/complete?queue=q&job_id=j HTTP/1.1")),
-    "absolute form of another scheme": Refusal(get(line=b"DELETE ftp://here/complete?queue=q&job_id=j HTTP/1.1")),
+    "absolute form of another scheme": Refusal(get(line=b"DELETE ftp://localhost/complete?queue=q&job_id=j HTTP/1.1")),
     "absolute form without a host": Refusal(get(line=b"DELETE http:///complete?queue=q&job_id=j HTTP/1.1")),
     "authority form": Refusal(get(line=b"GET here:80 HTTP/1.1")),
     "asterisk": Refusal(get(line=b"GET * HTTP/1.1")),
@@ -198,7 +198,7 @@ REFUSED: dict[str, Refusal] = {
     "unknown method": Refusal(get(line=b"FETCH /complete?queue=q&job_id=j HTTP/1.1")),
     "long method": Refusal(get(line=b"D" * 5000 + b" /complete?queue=q&job_id=j HTTP/1.1")),
     "long method without an end": Refusal(b"D" * 40_000, 414),
-    "preface with fields": Refusal(b"PRI * HTTP/2.0\r\nHost: here\r\n\r\n"),
+    "preface with fields": Refusal(b"PRI * HTTP/2.0\r\nHost: localhost\r\n\r\n"),
     "preface that ends otherwise": Refusal(b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"),
     "TLS": Refusal(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
     # limits
@@ -218,7 +218,7 @@ REFUSED: dict[str, Refusal] = {
     "garbage after a request": Refusal(get() + b"\x00\xff garbage\r\n\r\n", served=1),
     "a body where none was said": Refusal(get() + JOB + b"\r\n\r\n", served=1),
     "a longer body than said": Refusal(post(LENGTH, body=JOB + b"X") + get(), served=1),
-    "bare LF after two requests": Refusal(get() + post(LENGTH) + b"GET / HTTP/1.1\nHost: here\n\n", served=2),
+    "bare LF after two requests": Refusal(get() + post(LENGTH) + b"GET / HTTP/1.1\nHost: localhost\n\n", served=2),
     "a line after a body": Refusal(post(LENGTH) + b"\r\n" + get(), served=1),
     "chunk extension after a request": Refusal(get() + chunked(b"22;a=b\r\n" + JOB + b"\r\n0\r\n\r\n"), served=1),
     "preface after a request": Refusal(get() + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", served=1),
@@ -240,9 +240,9 @@ LEGAL: dict[str, tuple[bytes, int]] = {
     "last chunk of many zeros": (chunked(ONE_CHUNK + b"0000\r\n\r\n"), 202),
     "body that looks like a request": (post(b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED), 422),
     "body where none is needed": (get(b"Content-Length: 3", line=b"GET /next?queue=q HTTP/1.1") + b"abc", 204),
-    "absolute form": (get(line=b"DELETE http://here/complete?queue=q&job_id=j HTTP/1.1"), 200),
-    "absolute form in capitals": (get(line=b"DELETE HTTP://HERE:80/complete?queue=q&job_id=j HTTP/1.1"), 200),
-    "host with a port": (get(host=b"Host: here:8080\r\n"), 200),
+    "absolute form": (get(line=b"DELETE http://localhost/complete?queue=q&job_id=j HTTP/1.1"), 200),
+    "absolute form in capitals": (get(line=b"DELETE HTTP://LOCALHOST:80/complete?queue=q&job_id=j HTTP/1.1"), 200),
+    "host with a port": (get(host=b"Host: localhost:8080\r\n"), 200),
     "host in brackets": (get(host=b"Host: [::1]:8080\r\n"), 200),
     "host that is empty": (get(host=b"Host:\r\n"), 200),
     "percent that is none": (get(line=b"GET /next?queue=%zz HTTP/1.1"), 422),

@@ -21,10 +21,10 @@ from tests.front.sites import JOB, SETTINGS, serving
 CROWD = 150
 KINDS: dict[str, bytes] = {
     "head": b"GET /next?queue=",
-    "body": b"POST /enqueue HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
-    "read": b"GET /next?queue=large HTTP/1.1\r\nHost: x\r\n\r\n",
+    "body": b"POST /enqueue HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n",
+    "read": b"GET /next?queue=large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     "idle": b"",
-    "polls": b"GET /next?queue=never&wait=60 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "polls": b"GET /next?queue=never&wait=60 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
 }
 LOW_LIMIT = """
 import resource, sys
@@ -78,7 +78,7 @@ def test_with_no_descriptor_left_a_server_waits_and_does_not_spin(tmp_path: Path
         first = crowd[0]
 
         def ask(sock: socket.socket) -> bytes:
-            sock.sendall(b"GET /next?queue=q HTTP/1.1\r\nHost: x\r\n\r\n")
+            sock.sendall(b"GET /next?queue=q HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             return sock.recv(1000)
 
         served = [ask(first)[:12] for _ in range(3)]

@@ -13,7 +13,7 @@ from proteus_shards.core.commands import Cancel, Delivered, Enqueue, Next
 from tests.front.fake_shard import delivery
 from tests.front.sites import JOB, SETTINGS, Site, serving
 
-HEAD = b"POST /enqueue HTTP/1.1\r\nhost: x\r\n"
+HEAD = b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\n"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def site(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterato
 async def test_a_violation_behind_a_waiting_next_is_told_after_its_answer(site: Site) -> None:
     """Two answers in order, and the end; neither is lost for the other."""
     client = await site.client()
-    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: x\r\n\r\n")
+    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n")
     ((number, _),) = await site.shard.wait_command(Next)
     await client.send(b"GET / HTTP/1.1\nhost: x\n\n")
     await site.shard.reply((number, Delivered([delivery()])))
@@ -40,7 +40,7 @@ async def test_a_violation_behind_a_waiting_next_is_told_after_its_answer(site: 
 async def test_a_client_that_leaves_after_a_violation_gives_up_its_waiting_next(site: Site) -> None:
     """Its poll is cancelled, as without one."""
     client = await site.client()
-    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: x\r\n\r\nnonsense\r\n\r\n")
+    await client.send(b"GET /next?queue=q&wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\nnonsense\r\n\r\n")
     ((number, _),) = await site.shard.wait_command(Next)
 
     await client.stream.aclose()

@@ -121,7 +121,7 @@ def test_no_proxy_lets_a_request_through_that_it_did_not_see(proxy: tuple[Server
         if len(statuses) > 4 or any(status >= 500 and status not in OF_PROXIES for status in statuses):
             wrong.append(f"{name}: {statuses}")
         for asked, wanted in ((b"GET /next?queue=%zz", 422), (b"GET /nowhere", 404), (b"GET /next?queue=honest", 204)):
-            seen = exchange(port, asked + b" HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+            seen = exchange(port, asked + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             if seen != [wanted]:
                 wrong.append(f"after {name}: {seen}, not {wanted}")
     assert not wrong

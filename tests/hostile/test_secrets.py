@@ -43,7 +43,7 @@ def test_a_whole_run_logs_no_payload_no_state_and_no_token(start_server: StartSe
     ask("GET", "/next?queue=q")
     eventually(lambda: '"job is dead"' in server.log() or '"run timed out"' in server.log())
     assert ask("POST", "/enqueue", {**job, "id": "2", "timeout": 30})[0] == 202
-    for data in (PAYLOAD.encode() + b"\r\n\r\n", b"GET /next?queue=q HTTP/1.1\r\nHost: x\r\nX: " + token.encode() + b"\0\r\n\r\n"):
+    for data in (PAYLOAD.encode() + b"\r\n\r\n", b"GET /next?queue=q HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + token.encode() + b"\0\r\n\r\n"):
         with socket.create_connection((server.host, server.port), timeout=20) as sock:
             sock.sendall(data)
             seen.append((0, sock.recv(65536).decode()))

@@ -225,7 +225,7 @@ def test_refusals_look_the_same_every_way(ways: list[Way]) -> None:
 
 def test_keep_alive_and_pipelining_look_the_same_in_plain_text(ways: list[Way]) -> None:
     """Three requests at once get three answers in order, the last with its end. HTTP/1.0 stays open on the lane only."""
-    request = b"GET /next?queue=none HTTP/1.1\r\nHost: here\r\nConnection: %s\r\n\r\n"
+    request = b"GET /next?queue=none HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n"
     seen = []
     for server in (ways[0].server, ways[1].server):
         with socket.create_connection((server.host, server.port), timeout=20) as sock:
