@@ -122,3 +122,20 @@ Handler: TypeAlias = Callable[[RunningJob], object] | Callable[[AsyncRunningJob]
 def is_async(handler: Handler) -> bool:
     """Say whether a handler runs on the event loop."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def refuse_generators(handler: Handler) -> None:
+    """Raise `TypeError` where calling the handler would run nothing of it."""
+    for called in (handler, getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(
+                "the handler has a yield in it, so that calling it would run nothing: it must be a function or an async function"
+            )
+
+
+def must_have_run(result: object) -> None:
+    """Raise `TypeError` where what a handler returned is work that nobody has done."""
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise TypeError(f"the handler returned a {type(result).__name__}, which nobody runs: it must do its work itself")

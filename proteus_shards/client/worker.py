@@ -30,7 +30,17 @@ import msgspec
 
 from proteus_shards.client.aio import AsyncClient
 from proteus_shards.client.errors import BadAnswer, ClientError, NotFound, Refusal, ServerFault
-from proteus_shards.client.handlers import AsyncRunningJob, GiveBack, Handler, RetryLater, RunLost, RunningJob, is_async
+from proteus_shards.client.handlers import (
+    AsyncRunningJob,
+    GiveBack,
+    Handler,
+    RetryLater,
+    RunLost,
+    RunningJob,
+    is_async,
+    must_have_run,
+    refuse_generators,
+)
 from proteus_shards.client.retries import leaves_open
 from proteus_shards.client.words import Job
 
@@ -81,6 +91,7 @@ class Worker:
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         assert concurrency >= 1
+        refuse_generators(handler)
         self._client = client
         self._handler: Any = handler
         self._is_async = is_async(handler)
@@ -192,9 +203,9 @@ class Worker:
     async def _handle(self, run: Any, limiter: anyio.CapacityLimiter) -> _Ending:
         try:
             if self._is_async:
-                await self._handler(run)
+                must_have_run(await self._handler(run))
             else:
-                await anyio.to_thread.run_sync(self._handler, run, limiter=limiter, abandon_on_cancel=True)
+                must_have_run(await anyio.to_thread.run_sync(self._handler, run, limiter=limiter, abandon_on_cancel=True))
         except Exception as error:  # noqa: BLE001 the server is told
             return _ending_of(error, run.job)
         return "done"

@@ -183,3 +183,36 @@ def test_a_completion_whose_answer_was_lost_is_made_sure_of(loop: str) -> None:
         anyio.run(main, script.url, backend=loop)
 
     assert ["/v1/next", "/v1/complete-and-next", "/v1/complete", "/v1/next"] == [asked.target.partition("?")[0] for asked in script.asked]
+
+
+def test_a_handler_of_which_a_call_runs_nothing_is_refused() -> None:
+    """A generator would else complete every job undone."""
+
+    def generator(_job: RunningJob) -> Any:
+        yield 1
+
+    async def asynchronous(_job: AsyncRunningJob) -> Any:
+        yield 1
+
+    class Called:
+        def __call__(self, _job: RunningJob) -> Any:
+            yield 1
+
+    handlers: list[Any] = [generator, asynchronous, Called()]
+    for handler in handlers:
+        with pytest.raises(TypeError, match="yield"):
+            Worker(AsyncClient("http://127.0.0.1:1"), handler, "q")
+
+
+def test_a_handler_that_returns_undone_work_has_failed(memory_server: Server, client: Client, loop: str, queue: str) -> None:
+    """Whether it returns a coroutine or a generator."""
+
+    async def undone() -> None: ...
+
+    handlers: list[Any] = [lambda _job: undone(), lambda _job: (number for number in range(3))]
+    failed = []
+    for handler in handlers:
+        client.enqueue(queue, timeout=30, max_retries=0)
+        failed.append(at_work(memory_server.url, loop, handler, queue, lambda bench: bench.until(lambda done: done.failed == 1)).failed)
+
+    assert [1, 1] == failed
