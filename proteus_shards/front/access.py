@@ -225,6 +225,8 @@ def check_asked(grant: Grant, asked: Any) -> Problem | None:
     if queues is None:
         return _forbidden("this needs a token for every queue", None)
     wrong = next((queue for queue in queues if not grant.allows(queue)), None)
+    if wrong == "":  # all of them
+        return _forbidden("this needs a token for every queue", None)
     return None if wrong is None else _not_this_queue(wrong)
 
 

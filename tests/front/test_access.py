@@ -262,6 +262,14 @@ async def test_who_may_only_enqueue_sees_no_payload(way: str, tmp_path: Path) ->
     assert seen == {key: [200, 200] for key in seen}
 
 
+async def test_a_list_over_all_queues_needs_a_token_for_all(tmp_path: Path) -> None:
+    """And the answer says so, and names no queue."""
+    async with serving(tmp_path, settings_of("Quart", tmp_path), answering) as site, client_of(site) as client:
+        answer = await client.get("/schedules", headers=bearer("read of q"))
+
+    assert (answer.status_code, answer.json()["detail"], answer.json().get("queue")) == (403, "this needs a token for every queue", None)
+
+
 NAMES = {  # how the queue "q-\u00e9/x" is written, and is not
     "q-%C3%A9%2Fx": True,
     "%71-%c3%a9%2fx": True,
