@@ -40,6 +40,14 @@ class Console:
         """Write a line to standard error."""
         sys.stderr.write(f"{text}\n")
 
+    def confirms(self, question: str) -> bool:
+        """Ask whoever sits at the terminal; where nobody does, the answer is yes."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        sys.stderr.write(question)
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table: numbers to the right, the rest to the left."""
         cells = [[shown(cell) for cell in row] for row in rows]

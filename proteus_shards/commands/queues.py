@@ -10,6 +10,7 @@ from proteus_shards.commands.console import Console
 from proteus_shards.commands.jobs import client_of
 
 COUNTS = ("ready", "in_flight", "scheduled", "blocked", "dead")
+_YES = "do not ask; without a terminal nobody is asked"
 STATES = ("scheduled", "backing_off", "ready", "blocked", "in_flight", "dead")
 
 
@@ -45,6 +46,8 @@ def add(commands: Commands) -> None:
     purge.add_argument("--state", choices=("scheduled", "ready", "in_flight", "dead", "all"), help="which [default: all that wait]")
     purge.add_argument("--key", metavar="KEY", help="only jobs of an ordering key")
 
+    purge.add_argument("--yes", action="store_true", help=_YES)
+
     dead = group(commands, "dead", "list, redrive or purge dead letters")
     listed = command(dead, "list", _list_dead, "list the dead letters of a queue, oldest first")
     listed.add_argument("queue", metavar="QUEUE", help="name of the queue")
@@ -58,6 +61,7 @@ def add(commands: Commands) -> None:
     purged = command(dead, "purge", _purge, "remove the dead letters of a queue")
     purged.set_defaults(state="dead", key=None)
     purged.add_argument("queue", metavar="QUEUE", help="name of the queue")
+    purged.add_argument("--yes", action="store_true", help=_YES)
 
 
 def _queues(arguments: argparse.Namespace, console: Console) -> int:
@@ -103,6 +107,8 @@ def _switch(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _purge(arguments: argparse.Namespace, console: Console) -> int:
+    if not arguments.yes and not console.confirms(f"Remove {arguments.state or 'waiting'} jobs of {arguments.queue!r}? [y/N] "):
+        return 1
     with client_of(arguments) as client:
         count = client.purge(arguments.queue, state=arguments.state, key=arguments.key)
     _say(console, arguments.queue, count, "removed")

@@ -75,7 +75,7 @@ def _show_top(console: Console, url: str, found: list[Queue], before: dict[str, 
         return totals
     console.clear()
     changes = " ".join(f"{count} {total:,}{_change(total, before.get(count))}" for count, total in totals.items())
-    console.line(f"{url}: {len(found):,} queues; {changes}")
+    console.line(f"{url}: {len(found):,} {'queue' if len(found) == 1 else 'queues'}; {changes}")
     console.line()
     rows = [
         [queue.queue, *(getattr(queue, count) for count in COUNTS), queue.oldest_ready_seconds, queue.pollers, queue.paused]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from proteus_shards.client import Client, NewJob, Run
+from proteus_shards.commands.console import Console
 from tests.commands.conftest import RunCommand
 from tests.conftest import STOP_SECONDS_MAX, Server, eventually, server_environ
 
@@ -253,3 +254,17 @@ def test_a_queue_is_purged(command: RunCommand, client: Client, queue: str) -> N
 
     assert (0, "3 removed\n", "") == command("purge", queue)
     assert client.next(queue) is None
+
+
+@pytest.mark.parametrize(("said", "confirmed"), [("y\n", True), ("YES\n", True), ("n\n", False), ("", False)])
+def test_a_purge_asks_on_a_terminal(said: str, confirmed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything but a yes is a no."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(said))
+    monkeypatch.setattr("sys.stderr", Terminal())
+
+    assert confirmed == Console(as_json=False).confirms("Remove? ")
