@@ -23,8 +23,9 @@ from proteus_shards.front.counts import count_problem
 from proteus_shards.front.instants import write_instant
 
 JSON_HEADERS = (("content-type", "application/json"),)
-TEXT_HEADERS = (("content-type", "text/plain; charset=utf-8"),)
-PROBLEM_HEADERS = (("content-type", "application/problem+json"),)
+_NO_SNIFFING = ("x-content-type-options", "nosniff")  # errors may hold what a client wrote
+TEXT_HEADERS = (("content-type", "text/plain; charset=utf-8"), _NO_SNIFFING)
+PROBLEM_HEADERS = (("content-type", "application/problem+json"), _NO_SNIFFING)
 
 STATUSES: dict[Reason, int] = {
     Reason.EXISTS: 409,

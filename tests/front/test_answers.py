@@ -87,6 +87,7 @@ def test_a_refusal_becomes_a_problem(reason: Reason, status: int, retryable: boo
         problem = json.loads(shown.body)
         assert shown.status == status
         assert headers.pop("content-type") == "application/problem+json"
+        assert headers.pop("x-content-type-options") == "nosniff"
         assert headers == ({"retry-after": shown_after} if retryable else {})
         assert (problem["status"], problem["detail"], problem["retryable"]) == (status, "because", retryable)
         assert (problem["queue"], problem["job_id"], problem["field"]) == ("q", "j", "run_id")

@@ -61,5 +61,6 @@ async def test_a_page_whose_name_points_here_is_refused(target: str, fast_lane: 
         await old.send(b"GET /next?queue=q HTTP/1.0\r\n\r\n")
         without = await old.receive()
 
+    assert refused.headers["x-content-type-options"] == "nosniff"
     assert (refused.status, b"hosts names more" in refused.body) == (421, True)
     assert without.status == 204
