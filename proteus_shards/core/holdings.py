@@ -305,8 +305,9 @@ class Holdings:
 
     def _restore(self, queue: Queue, job: Job, image: Image | None) -> None:
         """Put a job back as it was (None: it was not there)."""
+        was_bytes = footprint(job)
         if job.status is not GONE:
-            self._weigh(queue, -footprint(job))
+            self._weigh(queue, -was_bytes)
         status = GONE
         if image is not None:
             status, job.attempt, job.run_id, deadline, job.updated_at, job.state, job.reason, extras, job.started_at = image
@@ -314,6 +315,8 @@ class Holdings:
             job.deadline = max(job.deadline, deadline)  # a run's time may have begun since, with the release of its delivery
         if status is not GONE:
             self._weigh(queue, footprint(job))
+        if job.status is DEAD:
+            queue.dead_bytes += footprint(job) - was_bytes
         job.delivering = 0
         queue.place(job, status)
         self._arm(queue, job)

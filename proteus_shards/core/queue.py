@@ -44,6 +44,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, TypeVar
 
 from proteus_shards.core.keys import Keys, Lane, key_of
+from proteus_shards.core.ledger import footprint
 from proteus_shards.core.model import SECOND_US, Job, Status
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS
 
@@ -119,7 +120,7 @@ class Queue:
     """The jobs of one queue. `totals` counts jobs by status over all queues of the shard, and is shared by them."""
 
     __slots__ = (
-        "_above", "_below", "_fresh", "_full_at", "_keys", "_rate", "_returned", "blocked", "bytes", "counts", "dead", "jobs", "limited", "name", "pending",
+        "_above", "_below", "_fresh", "_full_at", "_keys", "_rate", "_returned", "blocked", "bytes", "counts", "dead", "dead_bytes", "jobs", "limited", "name", "pending",
         "refill_at", "settings", "slot", "totals", "waiters",
     )  # fmt: skip
 
@@ -130,6 +131,7 @@ class Queue:
         self.counts = [0] * len(Status)
         self.blocked = 0  # how many of the READY ones another job of their key is in the way of
         self.bytes = 0  # payloads and states of all its jobs, dead ones too
+        self.dead_bytes = 0  # of the dead ones alone
         self.jobs: dict[str, Job] = {}  # live (neither gone nor dead) by id
         self.dead: OrderedDict[int, Job] = OrderedDict()  # by seq, oldest death first
         self.waiters: OrderedDict[Hashable, Waiter] = OrderedDict()  # first come, first served
@@ -169,10 +171,12 @@ class Queue:
         was_live, is_live = _LIVE[was], _LIVE[status]
         if was is DEAD:
             del self.dead[job.seq]
+            self.dead_bytes -= footprint(job)
         elif was_live and not is_live:
             del self.jobs[job.id]
         if status is DEAD:
             self.dead[job.seq] = job
+            self.dead_bytes += footprint(job)
         elif is_live and not was_live:
             assert job.id not in self.jobs, "two live jobs of one id"
             self.jobs[job.id] = job

@@ -72,7 +72,7 @@ class Runs(Deliveries):
                 return
             grown = size - footprint(job)
             bytes_max = queue.settings.bytes_max
-            if grown > 0 and bytes_max is not None and queue.bytes + grown > bytes_max:
+            if grown > 0 and bytes_max is not None and queue.bytes - queue.dead_bytes + grown > bytes_max:
                 self._answer(queue, key, Refused(Reason.FULL, f"the queue's limit is {bytes_max} bytes of payload and state (bytes_max)"))
                 return
             if grown > 0 and self.bytes + grown > self.limits.shard_bytes_max:

@@ -354,18 +354,21 @@ class Shard(Once, Recurring):
         if settings is not DEFAULT_SETTINGS and queue is not None:
             if settings.jobs_max is not None and len(queue.jobs) >= settings.jobs_max:
                 return Refused(Reason.FULL, f"the queue holds {settings.jobs_max} jobs, the limit that is set for it (jobs_max)")
-            if settings.bytes_max is not None and queue.bytes + size > settings.bytes_max:
+            held = queue.bytes - queue.dead_bytes
+            if settings.bytes_max is not None and held + size > settings.bytes_max:
                 return Refused(
                     Reason.FULL,
-                    f"the queue holds {queue.bytes} bytes of payload and state, the limit that is set for it is {settings.bytes_max} (bytes_max)",
+                    f"the queue holds {held} bytes of payload and state, the limit that is set for it is {settings.bytes_max} (bytes_max)",
                 )
         _, scheduled, ready, in_flight, _ = self.totals
         if scheduled + ready + in_flight >= limits.shard_jobs_max:
             return Refused(Reason.FULL, f"the shard holds {limits.shard_jobs_max} jobs, its limit (shard_jobs_max)")
         if self.bytes + size > limits.shard_bytes_max:
+            dead = sum(queue.dead_bytes for queue in self._aging)
             return Refused(
                 Reason.FULL,
-                f"the shard holds {self.bytes} bytes of payload and state, its limit is {limits.shard_bytes_max} (shard_bytes_max)",
+                f"the shard holds {self.bytes} bytes of payload and state, of which {dead} in dead letters; its limit is {limits.shard_bytes_max}"
+                " (shard_bytes_max)",
             )
         return None
 

@@ -298,6 +298,7 @@ def check_books(shard: Shard) -> None:
         assert list(queue.ready()) == lined
         assert queue.head() is (lined[0] if lined else None)
         assert queue.bytes == sum(footprint(job) for job in [*queue.jobs.values(), *queue.dead.values()])
+        assert queue.dead_bytes == sum(footprint(job) for job in queue.dead.values())
         assert not queue.empty, f"queue {name} should be forgotten"
         check_lanes(queue)
         pending += queue.pending

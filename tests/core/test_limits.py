@@ -48,9 +48,11 @@ def test_shard_bytes_max() -> None:
     assert bench.enqueue("1", payload=b"12345", state=b"12345", timeout=1) == DONE
 
     says(bench.enqueue("2", payload=b"1"), Reason.FULL, "shard_bytes_max", 10)
+    assert "of which 0 in dead letters" in refused(bench.enqueue("2", payload=b"1")).detail
     bench.take()
     bench.pass_time(1)
     says(bench.enqueue("2", payload=b"1"), Reason.FULL, "shard_bytes_max", 10)
+    assert "of which 10 in dead letters" in refused(bench.enqueue("2", payload=b"1")).detail
     bench.pass_time(2 * 86_400)
     assert bench.enqueue("2", payload=b"1234567890") == DONE
     bench.ask(Complete("q", "2"))

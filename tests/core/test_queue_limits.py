@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proteus_shards.core.commands import Complete, Next, Reason
+from proteus_shards.core.commands import Complete, Heartbeat, Next, Reason
 from proteus_shards.core.commands_control import Fail, SetQueue
 from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE
 from proteus_shards.core.queue_settings import RateSettings
@@ -140,3 +140,32 @@ def test_a_larger_bucket_is_as_full_as_the_smaller_one_was() -> None:
     bench.set(rate=RateSettings(jobs=1, seconds=3600, burst=6))
 
     assert bench.take_ids() == ["2", "3", "4"]
+
+
+def test_dead_letters_do_not_fill_their_queue() -> None:
+    """What is kept of them does not count against bytes_max, whatever way they went: they died, came back, were undone, or loaded."""
+    bench = Bench()
+    bench.send(SetQueue("q", b'{"bytes_max":8}'))
+    for number in range(3):
+        bench.enqueue(f"{number}", payload=b"1234", persist=True, timeout=1)
+        bench.commit()
+        bench.take_durably()
+        bench.ask(Heartbeat("q", f"{number}", None, b"1234"))
+        bench.pass_time(1)
+        bench.commit()
+        check_books(bench.shard)
+    bench.enqueue("dies in vain", payload=b"1234", state=b"1", persist=True, timeout=1)
+    bench.commit()
+    bench.take_durably()
+    bench.send(Heartbeat("q", "dies in vain", None, b"123"))
+    bench.pass_time(1)
+    assert len(bench.shard.queues["q"].dead) == 4
+    bench.lose_store()
+    bench.heal()
+    check_books(bench.shard)
+
+    bench = bench.restart()
+    check_books(bench.shard)
+    assert (bench.shard.queues["q"].bytes, bench.shard.queues["q"].dead_bytes) == (29, 24)
+    assert "holds 5 bytes" in refused(bench.enqueue("4", payload=b"1234")).detail
+    assert bench.enqueue("4", payload=b"123") == DONE
