@@ -15,7 +15,7 @@ import msgspec
 
 from proteus_shards.core.commands import Delivered, Done, Enqueue, Outcome
 from proteus_shards.core.deadlines import Deadlines
-from proteus_shards.core.extras import Extras, extras_bytes, unpack_extras
+from proteus_shards.core.extras import NO_EXTRAS, Extras, extras_bytes, unpack_extras
 from proteus_shards.core.ledger import Image, Ledger, Note, Undo, footprint
 from proteus_shards.core.measures import COMPLETED, ENQUEUED, HEARTBEATEN, RELEASED, RUN_BOUNDS_US, START_BOUNDS_US, UNDELIVERED, Counters
 from proteus_shards.core.model import COUNT_MAX, SECOND_US, TIME_US_MIN, Job, Record, RecordKey, Row, RowKey, Status, job_of
@@ -104,6 +104,9 @@ class Holdings:
                     self._forget_if_empty(queue)
             elif job is None:
                 self._make_way(queue, row)
+                self._settle_in(job_of(row), Status(row.status))
+            elif queue is not None and (job.extras or NO_EXTRAS).priority != (unpack_extras(row.extras) or NO_EXTRAS).priority:
+                self._restore(queue, job, None)  # a job has one priority for life: the row is of its successor
                 self._settle_in(job_of(row), Status(row.status))
             else:
                 assert queue is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from proteus_shards.core.commands import Complete, Reason
-from proteus_shards.core.commands_control import Purge, Redrive, SetQueue
+from proteus_shards.core.commands_control import Change, Purge, Redrive, SetQueue
 from tests.core.rig import Bench, check_books, refused
 from tests.core.test_control import ALL, dead_jobs
 
@@ -58,3 +60,20 @@ def test_a_job_that_is_brought_back_under_other_rules_of_its_key_is_next_in_it()
 
     assert ["2"] == [job.id for job in bench.take_durably(5)]
     check_books(bench.shard)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_job_stands_by_the_priority_that_its_row_has(written: bool) -> None:
+    """A change of priority whose outcome nobody knows: written or not, the job is delivered in the place that the store says."""
+    bench = Bench()
+    for name in ("first", "second"):
+        bench.enqueue(name, persist=True)
+    bench.commit()
+    bench.send(Change("q", "first", None, -1))
+    batch = bench.shard.cut()
+    if written:
+        bench.store.commit(batch)
+    keys = bench.shard.failed(Reason.UNKNOWN, "nobody knows")
+    bench.heal(keys)
+
+    assert (["second", "first"] if written else ["first", "second"]) == [job.id for job in bench.take_durably(2)]
