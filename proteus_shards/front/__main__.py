@@ -83,7 +83,7 @@ def allow_descriptors(wanted: int) -> int:
         except (OSError, ValueError) as error:  # macOS has a ceiling of its own below "infinity"
             log.warning("the limit of open files could not be raised", extra={"limit": soft, "wanted": ceiling, "error": str(error)})
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        log.info("connections_max is more than the limit of open files allows", extra={"limit": soft, "wanted": wanted})
+        log.debug("connections_max is more than the limit of open files allows", extra={"limit": soft, "wanted": wanted})
     return soft
 
 
