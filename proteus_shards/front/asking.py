@@ -5,10 +5,11 @@ from __future__ import annotations
 from proteus_shards.config import Settings
 from proteus_shards.front.access import Access, Rule, check_asked, check_route
 from proteus_shards.front.answers import Problem
+from proteus_shards.front.batches import batch
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand
 from proteus_shards.front.http1 import Request
-from proteus_shards.front.once import enqueue_once
+from proteus_shards.front.once import enqueue_once, not_for_batches
 from proteus_shards.front.operations import Ask, Parse, enqueue
 from proteus_shards.front.relay import Call
 from proteus_shards.front.routes import ROUTES_WITH_BODY
@@ -39,7 +40,9 @@ def _read(request: Request, parse: Parse, settings: Settings) -> Ask | Errand | 
     if isinstance(body, Problem):
         return body
     if request.idempotency_key is not None and parse is enqueue:
-        asked = enqueue_once(request.idempotency_key, body, request.query, settings)
+        asked: Ask | Errand | Problem = enqueue_once(request.idempotency_key, body, request.query, settings)
+    elif request.idempotency_key is not None and parse is batch:
+        asked = not_for_batches()
     else:
         asked = parse(body, request.query, settings)
     return asked if request.traceparent is None else traced(asked, request.traceparent)

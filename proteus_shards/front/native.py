@@ -19,6 +19,7 @@ from proteus_shards.core.commands import Delivered, Delivery
 from proteus_shards.front import once
 from proteus_shards.front.access import check_asked
 from proteus_shards.front.answers import Answer, Problem, json_answer
+from proteus_shards.front.batches import batch
 from proteus_shards.front.bodies import unpack_body
 from proteus_shards.front.errands import Errand, NextOfSeveral
 from proteus_shards.front.exchange import exchange_of, grant_of
@@ -59,9 +60,11 @@ def _view_of(parse: Parse, router: Router, settings: Settings) -> View:
         if parse in ROUTES_WITH_BODY:
             arrived = cast("bytes", await request.get_data(cache=False))
             body = unpack_body(arrived, request.headers.get("content-encoding"), settings.body_size_max)
-        keys = request.headers.getlist(once.HEADER) if parse is enqueue else []
+        keys = request.headers.getlist(once.HEADER) if parse in {enqueue, batch} else []
         if isinstance(body, Problem):
             asked: Ask | Errand | Problem = body
+        elif keys and parse is batch:
+            asked = once.not_for_batches()
         elif keys:
             key = keys[0].encode("latin-1") if len(keys) == 1 else b""
             asked = once.enqueue_once(key, body, request.query_string, settings)

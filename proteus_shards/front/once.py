@@ -49,6 +49,11 @@ def not_for_lines() -> Problem:
     return fault(HEADER, "is for one job or an array of jobs, not for lines")
 
 
+def not_for_batches() -> Problem:
+    """Return the problem of a key that comes with a batch of operations: silently not counting it would be worse."""
+    return fault(HEADER, "is for POST /enqueue, and would not count for a batch")
+
+
 def _show(job: Enqueue, outcome: Outcome) -> Answer:
     assert isinstance(outcome, Outcomes)
     [refused] = outcome.refusals

@@ -68,3 +68,14 @@ def test_keys_have_rules(start_server: StartServer, option: str) -> None:
         lines = json.dumps(job("l1")) + "\n" + json.dumps(job("l2")) + "\n"
         answer = server.request("POST", "/enqueue", lines, headers)
         assert (answer.status, answer.json()["field"]) == (422, "idempotency-key")
+
+
+@pytest.mark.parametrize("option", ["--fast-lane", "--no-fast-lane"])
+def test_a_key_that_would_not_count_is_refused(start_server: StartServer, option: str) -> None:
+    """A batch with one is not carried out."""
+    server = start_server(option, "--shards", "1", "--store", "memory:")
+
+    answer = server.request("POST", "/batch", [{"op": "enqueue", "job": {"id": "1", "queue": "q", "timeout": 60}}], {ONCE: "one"})
+
+    assert (answer.status, answer.json()["field"]) == (422, "idempotency-key")
+    assert server.request("GET", "/next?queue=q").status == 204
