@@ -10,7 +10,7 @@ from proteus_shards.config import Settings
 from proteus_shards.core.commands import (
     Delivery,
 )
-from proteus_shards.front.answers import Problem
+from proteus_shards.front.answers import PROBLEM_HEADERS, Problem
 from proteus_shards.front.operations import Ask, Parse, QueueCommand
 
 SETTINGS = Settings(shards=1, num_jobs_max=10, wait_seconds_max=60.0)
@@ -37,7 +37,7 @@ def problem_of(parse: Parse, body: bytes = b"", query: bytes = b"") -> dict[str,
     assert isinstance(asked, Problem), asked
     shown = asked.answer()
     assert shown.status == 422
-    assert shown.headers == (("content-type", "application/problem+json"),)
+    assert shown.headers == PROBLEM_HEADERS
     problem: dict[str, Any] = json.loads(shown.body)
     assert {"title", "status", "detail", "retryable", "field"} == set(problem)
     assert problem["detail"].startswith(f"{problem['field']}: ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import trio
 
 from proteus_shards.core.commands import (
@@ -288,11 +287,15 @@ async def test_a_runner_that_leaves_while_it_waits_has_completed_and_takes_no_jo
             assert [] == made.answers
 
 
-async def test_an_answer_that_cannot_be_made_is_a_500_and_its_jobs_go_back(tmp_path: Path) -> None:
+async def test_an_answer_that_cannot_be_made_is_a_500_and_its_jobs_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours costs no job a timeout."""
-    broken = msgspec.structs.replace(delivery("q"), created_at=2**62)
 
-    async with stand(tmp_path, lambda command: Delivered([broken]) if isinstance(command, Next) else obliging(command)) as made:
+    def fail(_run_id: bytes) -> str:
+        raise OverflowError
+
+    monkeypatch.setattr("proteus_shards.front.answers.write_run_id", fail)
+
+    async with stand(tmp_path, lambda command: Delivered([delivery("q")]) if isinstance(command, Next) else obliging(command)) as made:
         for call, query, body in (
             ("POST /batch", b"", b'[{"op":"next","queue":"q"}]'),
             ("POST /complete-and-next", RUN, b""),
