@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 import msgspec.inspect
 
+from proteus_shards.cluster.model import Claim
 from proteus_shards.core.placement import SHARDS_MAX
 from proteus_shards.errors import SettingError
 from proteus_shards.ipc.frames import FRAME_BYTES_MAX
@@ -74,6 +75,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queues_file: str = ""
     insecure: bool = False
     hosts: str = ""
+    cluster: bool = False
+    node_address: str = ""
+    cluster_cert: str = ""
+    cluster_key: str = ""
+    cluster_ca: str = ""
+    lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 8.0
+    handover_seconds_max: _Seconds = 10.0
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     metrics_relay: bool = False
@@ -142,6 +150,15 @@ SETTINGS_HELP: dict[str, str] = {
     "insecure": "listen on addresses that others can reach though nobody is asked who they are",
     "hosts": "names, separated by commas, under which clients and proxies reach a server where nobody is asked who they are, beside its host, addresses and localhost; "
     "any other Host is 421, since a page on the web may let its own name point here",
+    "cluster": "share the store's shards with other hosts that are started with it; needs node_address, and a store that hosts can share (Postgres, Redis, DynamoDB). "
+    "shards is then the number of the whole cluster, fixed by the first host",
+    "node_address": "HOST:PORT under which the other hosts of the cluster reach this one's shards, and by which it is known",
+    "cluster_cert": "PEM file with this host's certificate chain for the other hosts, both to serve and to ask with; without it hosts speak plain TCP, on loopback or "
+    "with insecure only. Read again when it changes",
+    "cluster_key": "PEM file with its private key, where it is not in cluster_cert",
+    "cluster_ca": "PEM file with the authorities of the hosts' certificates",
+    "lease_seconds": "a host that gives no sign of life in the store for so long is dead to the others, and its shards go to them",
+    "handover_seconds_max": "time that a host which gives a shard away in order keeps what the shard had in memory only, for the new host to fetch",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, /health and /ready, plain HTTP without tokens, beside the one on port; 0: none",
     "metrics_relay": "show relay's metric names on GET /metrics, beside those of this server: counters, by queue for as many as metrics_queues_max",
@@ -200,6 +217,8 @@ class ShardBoot(msgspec.Struct, frozen=True):
     settings: Settings
     shard: int
     run_dir: str
+    claim: Claim | None = None  # in a cluster: what the process is started for
+    luggage: str = ""  # path of what the host before handed over of this shard; empty: nothing
 
 
 class FrontBoot(msgspec.Struct, frozen=True):
@@ -230,6 +249,16 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
 
 
 BEAT_SECONDS = 1.0
+
+
+def luggage_path(run_dir: str, shard: int, turn: int) -> str:
+    """Return the path to which a shard's process, in a cluster, writes what it had in memory only, when it ends in order. `turn`: its own."""
+    return str(Path(run_dir) / f"luggage-{shard}-{turn}")
+
+
+def node_socket_path(run_dir: str) -> str:
+    """Return the path of the Unix socket of a host's node process."""
+    return str(Path(run_dir) / "node.sock")
 
 
 def socket_path(run_dir: str, shard: int) -> str:
