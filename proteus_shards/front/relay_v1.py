@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Mode, Next, Outcome, Reason, Refused, Replace
+from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Next, Outcome, Reason, Refused, Replace
 from proteus_shards.core.commands_control import GetJob, Jobs, State
 from proteus_shards.core.model import MAX_RETRIES_MAX, TIME_US_MAX, TIME_US_MIN, name_fault
 from proteus_shards.front.answers import JSON_HEADERS, Answer, Problem
@@ -102,7 +102,7 @@ def enqueue(body: bytes, _query: bytes, settings: Settings) -> Asked:
     asked = [command for command in commands if isinstance(command, Enqueue)]
     if len(asked) == 1:
         return Ask(asked[0], _accepted, partial(refused_text, V1, asked[0].queue, asked[0].id))
-    return Shares(asked, Mode.IGNORE, V1)
+    return Shares(asked, V1)
 
 
 def reschedule(body: bytes, _query: bytes, settings: Settings) -> Asked:

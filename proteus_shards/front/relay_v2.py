@@ -91,16 +91,16 @@ V2 = _Dialect()
 
 
 def enqueue(body: bytes, query: bytes, settings: Settings) -> Asked:
-    """`POST /v2/queues/jobs?mode=`: an array; all or nothing where mode is unique."""
+    """`POST /v2/queues/jobs?mode=`: an array; all or nothing in every mode."""
     jobs = _read_jobs(body, settings)
     if isinstance(jobs, Problem):
         return jobs
     mode = _mode(query)
     if isinstance(mode, Problem):
         return mode
-    if not jobs or mode is not Mode.UNIQUE:
-        return Shares(jobs, mode, V2)
-    if len(jobs) == 1:
+    if not jobs:
+        return Shares(jobs, V2)
+    if len(jobs) == 1 and mode is Mode.UNIQUE:
         return Ask(jobs[0], _accepted, partial(refused_text, V2, jobs[0].queue, jobs[0].id))
     return Span(None, jobs, mode, partial(_show_step, jobs))
 

@@ -14,14 +14,13 @@ Decisions:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Delivery, Done, Enqueue, EnqueueAll, Heartbeat, Mode, Outcome, Reason, Refused
+from proteus_shards.core.commands import Delivery, Done, Enqueue, Heartbeat, Outcome, Reason, Refused
 from proteus_shards.core.commands_control import JobView
 from proteus_shards.core.model import SECOND_US, name_fault
 from proteus_shards.front.answers import STATUSES, Answer, Problem
@@ -209,13 +208,12 @@ def _accepted(outcome: Outcome) -> Answer:
 
 
 class Shares:
-    """Jobs that are added shard by shard, skipping or replacing what is there. `dialect` tells of what went wrong."""
+    """Jobs that are added one by one, and skipped where they are there. `dialect` tells of what went wrong."""
 
     delivers = False
 
-    def __init__(self, jobs: Sequence[Enqueue], mode: Mode, dialect: Dialect) -> None:
+    def __init__(self, jobs: Sequence[Enqueue], dialect: Dialect) -> None:
         self._jobs = jobs
-        self._mode = mode
         self._dialect = dialect
 
     @property
@@ -226,28 +224,21 @@ class Shares:
     def begin(self, router: Router, on_answer: OnAnswer) -> None:
         """See `errands.Errand`."""
         self._on_answer = on_answer
-        if self._mode is Mode.IGNORE:
-            router.submit_all(self._jobs, partial(self._take, self._jobs))
-            return
-        shares: dict[Any, list[Enqueue]] = {}
-        for job in self._jobs:
-            shares.setdefault(router.link_of(job.queue), []).append(job)
-        commands = [EnqueueAll(share[0].queue, share, self._mode) for share in shares.values()]
-        router.submit_all(commands, partial(self._take, [command.jobs[0] for command in commands]))
+        router.submit_all(self._jobs, self._take)
 
     def abandon(self, number: int = 0) -> None:
         """See `errands.Errand`. It has its effect all the same."""
 
-    def _take(self, jobs: Sequence[Enqueue], outcomes: list[Outcome]) -> None:
+    def _take(self, outcomes: Sequence[Outcome]) -> None:
         refusals = [
             (job, outcome)
-            for job, outcome in zip(jobs, outcomes, strict=True)
+            for job, outcome in zip(self._jobs, outcomes, strict=True)
             if isinstance(outcome, Refused) and outcome.reason is not Reason.EXISTS
         ]
         if not refusals:
             self._on_answer(Answer(202), ())
             return
         job, refused = refusals[0]
-        if len(refusals) < len(jobs) and refused.reason in (Reason.BUSY, Reason.FULL):
+        if len(refusals) < len(self._jobs) and refused.reason in (Reason.BUSY, Reason.FULL):
             refused = msgspec.structs.replace(refused, reason=Reason.UNKNOWN)  # the others had their effect
         self._on_answer(refused_text(self._dialect, job.queue, job.id, refused), ())

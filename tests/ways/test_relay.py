@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from proteus_shards.config import Settings
+from proteus_shards.core.placement import shard_of, slot_of
 from tests.conftest import Answer, Server, StartServer
 from tests.front.sites import trusting, with_tls
 from tests.ways.test_ways import RUN_ID, Step, Way
@@ -210,7 +211,7 @@ def test_v2_retries_are_counted_down(ask: Asker) -> None:
     assert ask.status("HEAD", "/v2/queues/q/jobs/a") == 404
 
 
-@pytest.mark.parametrize("queues", ["qq", "q0"])
+@pytest.mark.parametrize("queues", ["qq", "qt"])
 def test_v2_modes(ask: Asker, queues: str) -> None:
     """In one queue, and over two shards: unique is all or nothing, ignore skips, replace ends runs."""
     one, two = queues[0], queues[1]
@@ -236,7 +237,7 @@ def test_v2_modes(ask: Asker, queues: str) -> None:
     assert ask.status("POST", "/v2/queues/jobs", []) == 202
 
 
-@pytest.mark.parametrize("queues", ["qq", "q0"])
+@pytest.mark.parametrize("queues", ["qq", "qt"])
 def test_v2_requeue(ask: Asker, queues: str) -> None:
     """In one queue, and over two shards: the run ends and the jobs are there, or neither."""
     one, two = queues[0], queues[1]
@@ -399,3 +400,17 @@ def test_full_queues_are_told_in_each_generations_words(start_server: StartServe
         assert some.status == 503
     shown = server.request("GET", "/next?queue=q").json()
     assert shown["persist_data"] is False
+
+
+@pytest.mark.parametrize("mode", ["unique", "ignore", "replace"])
+def test_an_array_of_which_one_job_does_not_pass_adds_none(start_server: StartServer, mode: str) -> None:
+    """In every mode, in one shard and over two."""
+    server = start_server("--queue-jobs-max", "1", "--shards", "2")
+    assert server.request("POST", "/v2/queues/jobs", [job("a", "q")]).status == 202
+
+    assert [shard_of(slot_of(queue), 2) for queue in "qrt"] == [1, 1, 0]
+    for other in ("r", "t"):
+        answer = server.request("POST", f"/v2/queues/jobs?mode={mode}", [job("x", other), job("b", "q")])
+
+        assert answer.status == 503
+        assert server.request("HEAD", f"/v2/queues/{other}/jobs/x").status == 404
