@@ -27,11 +27,11 @@ _COLLECTION, _LIST, _JOB, _RUN = "/jobs", "/<queue>/jobs", "/<queue>/jobs/<job_i
 
 ROUTES: dict[str, dict[str, Callable[..., Asked]]] = {
     f"/v1/queues{_COLLECTION}": {"POST": v1.enqueue, "PUT": v1.reschedule},
-    f"/v1/queues{_LIST}": {"GET": v1.next_jobs},
-    f"/v1/queues{_JOB}": {"HEAD": v1.head, "GET": v1.get, "PATCH": v1.beat, "DELETE": v1.delete},
+    f"/v1/queues{_LIST}": {"GET": v1.CALLS.next_jobs},
+    f"/v1/queues{_JOB}": {"HEAD": v1.CALLS.head, "GET": v1.CALLS.get, "PATCH": v1.beat, "DELETE": v1.delete},
     f"/v2/queues{_COLLECTION}": {"POST": v2.enqueue},
-    f"/v2/queues{_LIST}": {"GET": v2.next_jobs},
-    f"/v2/queues{_JOB}": {"HEAD": v2.head, "GET": v2.get, "DELETE": v2.delete},
+    f"/v2/queues{_LIST}": {"GET": v2.CALLS.next_jobs},
+    f"/v2/queues{_JOB}": {"HEAD": v2.CALLS.head, "GET": v2.CALLS.get, "DELETE": v2.delete},
     f"/v2/queues{_RUN}": {"PATCH": v2.beat, "PUT": v2.requeue, "DELETE": v2.complete},
 }
 """Path → method → call. What stands in angle brackets is one part of a path."""

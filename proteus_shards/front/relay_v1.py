@@ -7,21 +7,20 @@ try again as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Annotated
 
 import msgspec
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Next, Outcome, Reason, Refused, Replace
-from proteus_shards.core.commands_control import GetJob, Jobs, State
+from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Replace
 from proteus_shards.core.model import MAX_RETRIES_MAX, TIME_US_MAX, TIME_US_MIN, name_fault
-from proteus_shards.front.answers import JSON_HEADERS, Answer, Problem
+from proteus_shards.front.answers import Problem
 from proteus_shards.front.instants import read_instant, write_instant
 from proteus_shards.front.operations import Ask
+from proteus_shards.front.relay_calls import Calls, remove
 from proteus_shards.front.relay_words import (
     INT32_MAX,
     NOT_OF_TYPE,
@@ -29,22 +28,19 @@ from proteus_shards.front.relay_words import (
     Asked,
     JobLike,
     Shares,
+    accepted,
     decode,
     heartbeat,
     is_kept,
     not_found,
     read_state,
-    refused_silently,
     refused_text,
     too_many,
-    wanted,
-    without_body,
     wrong,
 )
 
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=INT32_MAX)]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_KNOWN_MAX = 1024
 
 
 class _Job(msgspec.Struct, kw_only=True, gc=False):
@@ -72,7 +68,6 @@ class _View(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 _jobs = msgspec.json.Decoder(list[_Job])
 _job = msgspec.json.Decoder(_Job)
 _texts = msgspec.json.Decoder(str)
-_encode = msgspec.json.Encoder().encode
 
 
 class _Dialect:
@@ -101,7 +96,7 @@ def enqueue(body: bytes, _query: bytes, settings: Settings) -> Asked:
         return wrongs[0]
     asked = [command for command in commands if isinstance(command, Enqueue)]
     if len(asked) == 1:
-        return Ask(asked[0], _accepted, partial(refused_text, V1, asked[0].queue, asked[0].id))
+        return Ask(asked[0], accepted, partial(refused_text, V1, asked[0].queue, asked[0].id))
     return Shares(asked, V1)
 
 
@@ -113,28 +108,7 @@ def reschedule(body: bytes, _query: bytes, settings: Settings) -> Asked:
     command = _command(job, None, is_kept(settings))
     if isinstance(command, Problem):
         return command
-    return Ask(Replace(command.queue, command), _accepted, partial(refused_text, V1, command.queue, command.id))
-
-
-def next_jobs(queue: str, _body: bytes, query: bytes, settings: Settings) -> Asked:
-    """`GET /v1/queues/{queue}/jobs?num_jobs=`: an array of 1 to num_jobs jobs, or 204."""
-    return _next(queue, query, settings.num_jobs_max, settings.wait_seconds_max)
-
-
-@lru_cache(_KNOWN_MAX)
-def _next(queue: str, query: bytes, num_jobs_max: int, wait_seconds_max: float) -> Asked:
-    found = wanted(query, num_jobs_max, wait_seconds_max)
-    return without_body(found) if isinstance(found, Problem) else Ask(Next(queue, *found), _show_next, partial(refused_silently, V1))
-
-
-def get(queue: str, job_id: str, _body: bytes, _query: bytes, _settings: Settings) -> Asked:
-    """`GET /v1/queues/{queue}/jobs/{id}`: one job, or 404 without a body."""
-    return Ask(GetJob(queue, job_id), _show_one, partial(_refuse_look, queue, job_id))
-
-
-def head(queue: str, job_id: str, _body: bytes, _query: bytes, _settings: Settings) -> Asked:
-    """`HEAD /v1/queues/{queue}/jobs/{id}`: whether there is such a job."""
-    return Ask(GetJob(queue, job_id), _show_existence, partial(refused_silently, V1))
+    return Ask(Replace(command.queue, command), accepted, partial(refused_text, V1, command.queue, command.id))
 
 
 def beat(queue: str, job_id: str, body: bytes, _query: bytes, _settings: Settings) -> Asked:
@@ -147,7 +121,7 @@ def beat(queue: str, job_id: str, body: bytes, _query: bytes, _settings: Setting
 
 def delete(queue: str, job_id: str, _body: bytes, _query: bytes, _settings: Settings) -> Asked:
     """`DELETE /v1/queues/{queue}/jobs/{id}`."""
-    return Ask(Complete(queue, job_id), _deleted, partial(refused_text, V1, queue, job_id))
+    return remove(Complete(queue, job_id), partial(refused_text, V1, queue, job_id))
 
 
 # --- bodies --------------------------------------------------------------------------------------------------------
@@ -217,35 +191,4 @@ def view(job: JobLike) -> _View:
     )
 
 
-def _accepted(outcome: Outcome) -> Answer:
-    assert type(outcome) is Done
-    return Answer(202)
-
-
-def _deleted(outcome: Outcome) -> Answer:
-    assert type(outcome) is Done
-    return Answer(200)
-
-
-def _show_next(outcome: Outcome) -> Answer:
-    assert type(outcome) is Delivered
-    return Answer(200, JSON_HEADERS, _encode([view(job) for job in outcome.jobs])) if outcome.jobs else Answer(204)
-
-
-def living(outcome: Outcome) -> Sequence[JobLike]:
-    """Return the job that was asked for, unless it is dead: relay knows no dead ones."""
-    assert type(outcome) is Jobs
-    return [job for job in outcome.jobs if job.state_name != State.DEAD]
-
-
-def _show_one(outcome: Outcome) -> Answer:
-    found = living(outcome)
-    return Answer(200, JSON_HEADERS, _encode(view(found[0]))) if found else Answer(404)
-
-
-def _show_existence(outcome: Outcome) -> Answer:
-    return Answer(200 if living(outcome) else 404)
-
-
-def _refuse_look(queue: str, job_id: str, refused: Refused) -> Answer:
-    return Answer(404) if refused.reason is Reason.NOT_FOUND else refused_text(V1, queue, job_id, refused)
+CALLS = Calls(V1, view)

@@ -7,20 +7,20 @@ Its clients try everything again but 404 and 409. What may be tried again is 503
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Annotated
 
 import msgspec
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Heartbeat, Mode, Next, Outcome, Reason, Refused
-from proteus_shards.core.commands_control import GetJob, JobView, State
+from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, Mode, Outcome, Reason, Refused
+from proteus_shards.core.commands_control import JobView, State
 from proteus_shards.core.model import name_fault
-from proteus_shards.front.answers import JSON_HEADERS, Answer, Problem, write_run_id
+from proteus_shards.front.answers import Answer, Problem, write_run_id
 from proteus_shards.front.instants import read_instant, write_instant
 from proteus_shards.front.operations import Ask
 from proteus_shards.front.queries import read_run_id
-from proteus_shards.front.relay_v1 import living
+from proteus_shards.front.relay_calls import Calls, remove
 from proteus_shards.front.relay_words import (
     BAD_URL,
     INT16_MAX,
@@ -30,21 +30,18 @@ from proteus_shards.front.relay_words import (
     Asked,
     JobLike,
     Shares,
+    accepted,
     decode,
     heartbeat,
     is_kept,
     parameters,
     read_state,
-    refused_silently,
     refused_text,
     too_many,
-    wanted,
-    without_body,
     wrong,
 )
 from proteus_shards.front.spans import Run, Span
 
-_KNOWN_MAX = 1024
 _MODES = {"ignore": Mode.IGNORE, "replace": Mode.REPLACE}
 _UNMATCHED = Answer(202, (("relay-matched", "false"),))
 
@@ -74,7 +71,6 @@ class _View(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 _jobs = msgspec.json.Decoder(list[_Job])
-_encode = msgspec.json.Encoder().encode
 
 
 class _Dialect:
@@ -101,34 +97,13 @@ def enqueue(body: bytes, query: bytes, settings: Settings) -> Asked:
     if not jobs:
         return Shares(jobs, V2)
     if len(jobs) == 1 and mode is Mode.UNIQUE:
-        return Ask(jobs[0], _accepted, partial(refused_text, V2, jobs[0].queue, jobs[0].id))
+        return Ask(jobs[0], accepted, partial(refused_text, V2, jobs[0].queue, jobs[0].id))
     return Span(None, jobs, mode, partial(_show_step, jobs))
-
-
-def next_jobs(queue: str, _body: bytes, query: bytes, settings: Settings) -> Asked:
-    """`GET /v2/queues/{queue}/jobs?num_jobs=`: an array of 1 to num_jobs jobs, or 204."""
-    return _next(queue, query, settings.num_jobs_max, settings.wait_seconds_max)
-
-
-@lru_cache(_KNOWN_MAX)
-def _next(queue: str, query: bytes, num_jobs_max: int, wait_seconds_max: float) -> Asked:
-    found = wanted(query, num_jobs_max, wait_seconds_max)
-    return without_body(found) if isinstance(found, Problem) else Ask(Next(queue, *found), _show_next, partial(refused_silently, V2))
-
-
-def get(queue: str, job_id: str, _body: bytes, _query: bytes, _settings: Settings) -> Asked:
-    """`GET /v2/queues/{queue}/jobs/{id}`: one job, or 404 without a body."""
-    return Ask(GetJob(queue, job_id), _show_one, partial(_refuse_look, queue, job_id))
-
-
-def head(queue: str, job_id: str, _body: bytes, _query: bytes, _settings: Settings) -> Asked:
-    """`HEAD /v2/queues/{queue}/jobs/{id}`: whether there is such a job."""
-    return Ask(GetJob(queue, job_id), _show_existence, partial(refused_silently, V2))
 
 
 def delete(queue: str, job_id: str, _body: bytes, _query: bytes, _settings: Settings) -> Asked:
     """`DELETE /v2/queues/{queue}/jobs/{id}`: 200 whether there was such a job or not."""
-    return Ask(Complete(queue, job_id), _deleted, partial(_refuse_deletion, queue, job_id))
+    return remove(Complete(queue, job_id), partial(_refuse_deletion, queue, job_id))
 
 
 def beat(queue: str, job_id: str, raw_run_id: str, body: bytes, _query: bytes, _settings: Settings) -> Asked:
@@ -148,7 +123,7 @@ def complete(queue: str, job_id: str, raw_run_id: str, _body: bytes, _query: byt
     run_id = _run_id(raw_run_id)
     if isinstance(run_id, Problem):
         return run_id
-    return Ask(Complete(queue, job_id, run_id), _deleted, partial(_refuse_deletion, queue, job_id))
+    return remove(Complete(queue, job_id, run_id), partial(_refuse_deletion, queue, job_id))
 
 
 def requeue(queue: str, job_id: str, raw_run_id: str, body: bytes, query: bytes, settings: Settings) -> Asked:
@@ -224,34 +199,6 @@ def view(job: JobLike) -> _View:
     )
 
 
-def _accepted(outcome: Outcome) -> Answer:
-    assert type(outcome) is Done
-    return Answer(202)
-
-
-def _deleted(outcome: Outcome) -> Answer:
-    assert type(outcome) is Done
-    return Answer(200)
-
-
-def _show_next(outcome: Outcome) -> Answer:
-    assert type(outcome) is Delivered
-    return Answer(200, JSON_HEADERS, _encode([view(job) for job in outcome.jobs])) if outcome.jobs else Answer(204)
-
-
-def _show_one(outcome: Outcome) -> Answer:
-    found = living(outcome)
-    return Answer(200, JSON_HEADERS, _encode(view(found[0]))) if found else Answer(404)
-
-
-def _show_existence(outcome: Outcome) -> Answer:
-    return Answer(200 if living(outcome) else 404)
-
-
-def _refuse_look(queue: str, job_id: str, refused: Refused) -> Answer:
-    return Answer(404) if refused.reason is Reason.NOT_FOUND else refused_text(V2, queue, job_id, refused)
-
-
 def _refuse_deletion(queue: str, job_id: str, refused: Refused) -> Answer:
     return Answer(200) if refused.reason is Reason.NOT_FOUND else refused_text(V2, queue, job_id, refused)
 
@@ -271,3 +218,6 @@ def _show_requeue(queue: str, job_id: str, jobs: Sequence[Enqueue], outcome: Out
         if not jobs:
             return refused_text(V2, queue, job_id, outcome)
     return _show_step(jobs, outcome)
+
+
+CALLS = Calls(V2, view)

@@ -8,7 +8,8 @@ Decisions:
 - Of a body that is no JSON relay says 400, of one that is JSON and no job 422. Unknown members are ignored.
 - Relay knows no limits but the body's, so ours speak in their own words: 413 for an array that is too long, 429 or 503 for a queue that is full.
 - A job that was enqueued by relay's API is persisted, as there is no word for it; without a store it lives in memory.
-- An array that skips or replaces what is there already is done shard by shard. Sent again after an error it comes to the same, so it needs no step over several shards.
+- An array of the first generation, which skips what is there already, is added job by job. Sent again after an error it comes to the same, so it needs no step over several
+  shards. The second generation has its arrays in one transaction, in every mode, and so they are one step here.
 """
 
 from __future__ import annotations
@@ -196,10 +197,11 @@ def heartbeat(command: Heartbeat, sentence: str, dialect: Dialect) -> Ask:
             return text(404, sentence)
         return refused_text(dialect, command.queue, command.id, refused)
 
-    return Ask(command, _accepted, refuse)
+    return Ask(command, accepted, refuse)
 
 
-def _accepted(outcome: Outcome) -> Answer:
+def accepted(outcome: Outcome) -> Answer:
+    """Return the answer to what was done, and has nothing to show."""
     assert type(outcome) is Done
     return Answer(202)
 
