@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from proteus_shards.cluster.model import Claim
 from proteus_shards.errors import SettingError
 from proteus_shards.store.memory import MemoryStore
-from proteus_shards.store.registry import check_url, make_store, prepare_store
+from proteus_shards.store.registry import check_url, make_register, make_store, prepare_store
 from proteus_shards.store.sqlite import SqliteStore
 from proteus_shards.store.urls import MemoryUrl, SqliteUrl, StoreUrl, read_url
 
@@ -94,6 +96,26 @@ def test_prepare_makes_what_a_url_names(tmp_path: Path) -> None:
     assert asyncio.run(prepare_store(f"sqlite:///{tmp_path}/a/b", 3)) is None
 
     assert len(list((tmp_path / "a/b").rglob("*.sqlite3"))) == 3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda url: check_url(url, cluster=True),
+        lambda url: make_store(url, 0, 1, Claim(0, "a:1", 1)),
+        make_register,
+        lambda url: asyncio.run(prepare_store(url, 1, cluster=True)),
+    ],
+    ids=["check_url", "make_store", "make_register", "prepare_store"],
+)
+@pytest.mark.parametrize("scheme", ["sqlite", "memory"])
+def test_hosts_share_no_store_of_one_machine(tmp_path: Path, scheme: str, call: Callable[[str], object]) -> None:
+    """The message names the setting that asks for it, and the stores that they can share; nothing is made."""
+    url = {"sqlite": f"sqlite:///{tmp_path}/x", "memory": "memory:"}[scheme]
+    with pytest.raises(SettingError, match=f"^cluster: hosts cannot share a {scheme} store: .*Postgres, Redis or DynamoDB"):
+        call(url)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checking_a_url_loads_no_driver() -> None:
