@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 
@@ -39,13 +38,13 @@ def connect(site: Site, listening: socket.socket) -> socket.socket:
 def test_a_socket_belongs_to_the_site_in_which_it_was_made_and_its_thread_returns(network: Network) -> None:
     """One that listens in one site is reached from another, by its address, and the thread is where it was before."""
     one, other = network.add("one"), network.add("other")
-    before = os.stat(OWN).st_ino
+    before = OWN.stat().st_ino
     with listen(one) as listening, connect(other, listening) as connecting:
         accepted, (address, _) = listening.accept()
         with accepted:
             accepted.sendall(b"x")
             assert (b"x", other.address) == (connecting.recv(1), address)
-    assert before == os.stat(OWN).st_ino
+    assert before == OWN.stat().st_ino
 
 
 def test_a_cut_swallows_packets_and_a_connection_goes_on_after_it(network: Network) -> None:

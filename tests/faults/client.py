@@ -134,18 +134,18 @@ class Wire(asyncio.Protocol):
 
 
 class Client:
-    """One process of the history. `port` says where the server is now; `watch` hears of each request that is over."""
+    """One process of the history. `where` says at each new connection which server to ask; `watch` hears of each request that is over."""
 
     def __init__(
         self,
-        port: Callable[[], int],
+        where: Callable[[], tuple[str, int]],
         recorder: Recorder,
         shard_of: Callable[[str], int],
         seconds_max: float,
         watch: Callable[[Line, Line], None],
     ) -> None:
         self.seconds_max = seconds_max
-        self._port = port
+        self._where = where
         self._recorder = recorder
         self._shard_of = shard_of
         self._watch = watch
@@ -246,7 +246,7 @@ class Client:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                _, self._wire = await loop.create_connection(Wire, "127.0.0.1", self._port())
+                _, self._wire = await loop.create_connection(Wire, *self._where())
         except (OSError, TimeoutError) as error:
             raise Unsent(str(error)) from error
         return self._wire

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from tests.faults.history import Recorder
 from tests.faults.places import NotHere, Place
@@ -20,14 +20,26 @@ from tests.faults.world import World
 DELAY_SECONDS = 0.15
 CLOCK_JUMPS_SECONDS = (-315_000_000, -3600, 7200, 315_000_000)
 
-Act = Callable[[World], AbstractAsyncContextManager[str]]
+W = TypeVar("W")
 
 
-class Fault(NamedTuple):
-    """One kind of fault. `lasts`: whether it takes a time of its choosing, or is over at once."""
+class Placed(Protocol):
+    """Whatever has a store."""
+
+    @property
+    def place(self) -> Place:
+        """Its store."""
+        ...
+
+
+Act: TypeAlias = Callable[[World], AbstractAsyncContextManager[str]]
+
+
+class Fault(NamedTuple, Generic[W]):
+    """One kind of fault, of one kind of world. `lasts`: whether it takes a time of its choosing, or is over at once."""
 
     name: str
-    act: Act
+    act: Callable[[W], AbstractAsyncContextManager[str]]
     needs: str  # "", "server", "proxy", "full" or "clock"
     lasts: bool
     of_store: bool  # whether only what is kept in the store may suffer
@@ -91,7 +103,8 @@ async def _reshard(world: World) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _kill_store(world: World) -> AsyncIterator[str]:
+async def kill_store(world: Placed) -> AsyncIterator[str]:
+    """End the store by SIGKILL, and start it again."""
     assert world.place.server is not None
     await asyncio.to_thread(world.place.server.kill)
     try:
@@ -101,7 +114,8 @@ async def _kill_store(world: World) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _stop_store(world: World) -> AsyncIterator[str]:
+async def stop_store(world: Placed) -> AsyncIterator[str]:
+    """End the store in order, and start it again."""
     assert world.place.server is not None
     await asyncio.to_thread(world.place.server.stop)
     try:
@@ -111,7 +125,8 @@ async def _stop_store(world: World) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _pause_store(world: World) -> AsyncIterator[str]:
+async def pause_store(world: Placed) -> AsyncIterator[str]:
+    """Stop the store for a while: nothing answers, and connections stay."""
     assert world.place.server is not None
     await asyncio.to_thread(world.place.server.pause)
     try:
@@ -163,32 +178,30 @@ async def _shift_clock(world: World) -> AsyncIterator[str]:
         world.clock_path.write_text("0")
 
 
-FAULTS: dict[str, Fault] = {
-    fault.name: fault
-    for fault in (
-        Fault("shard killed", _kill("shard"), "", lasts=False, of_store=False),
-        Fault("shard paused", _pause("shard"), "", lasts=True, of_store=False),
-        Fault("front killed", _kill("front"), "", lasts=False, of_store=False),
-        Fault("front paused", _pause("front"), "", lasts=True, of_store=False),
-        Fault("supervisor killed", _kill_supervisor, "", lasts=False, of_store=False),
-        Fault("supervisor paused", _pause("supervisor"), "", lasts=True, of_store=False),
-        Fault("restart", _restart, "", lasts=False, of_store=False),
-        Fault("reshard", _reshard, "", lasts=False, of_store=False),
-        Fault("clock set", _shift_clock, "clock", lasts=True, of_store=False),
-        Fault("store killed", _kill_store, "server", lasts=True, of_store=True),
-        Fault("store stopped", _stop_store, "server", lasts=True, of_store=True),
-        Fault("store paused", _pause_store, "server", lasts=True, of_store=True),
-        Fault("store full", _fill_store, "full", lasts=True, of_store=True),
-        Fault("link cut", _link("cut"), "proxy", lasts=True, of_store=True),
-        Fault("link reset", _link("reset"), "proxy", lasts=True, of_store=True),
-        Fault("link slow", _link("delay"), "proxy", lasts=True, of_store=True),
-        Fault("link dead", _link("black hole"), "proxy", lasts=True, of_store=True),
-        Fault("answers lost", _link("lost answers"), "proxy", lasts=True, of_store=True),
-    )
-}
+_ALL: tuple[Fault[World], ...] = (
+    Fault("shard killed", _kill("shard"), "", lasts=False, of_store=False),
+    Fault("shard paused", _pause("shard"), "", lasts=True, of_store=False),
+    Fault("front killed", _kill("front"), "", lasts=False, of_store=False),
+    Fault("front paused", _pause("front"), "", lasts=True, of_store=False),
+    Fault("supervisor killed", _kill_supervisor, "", lasts=False, of_store=False),
+    Fault("supervisor paused", _pause("supervisor"), "", lasts=True, of_store=False),
+    Fault("restart", _restart, "", lasts=False, of_store=False),
+    Fault("reshard", _reshard, "", lasts=False, of_store=False),
+    Fault("clock set", _shift_clock, "clock", lasts=True, of_store=False),
+    Fault("store killed", kill_store, "server", lasts=True, of_store=True),
+    Fault("store stopped", stop_store, "server", lasts=True, of_store=True),
+    Fault("store paused", pause_store, "server", lasts=True, of_store=True),
+    Fault("store full", _fill_store, "full", lasts=True, of_store=True),
+    Fault("link cut", _link("cut"), "proxy", lasts=True, of_store=True),
+    Fault("link reset", _link("reset"), "proxy", lasts=True, of_store=True),
+    Fault("link slow", _link("delay"), "proxy", lasts=True, of_store=True),
+    Fault("link dead", _link("black hole"), "proxy", lasts=True, of_store=True),
+    Fault("answers lost", _link("lost answers"), "proxy", lasts=True, of_store=True),
+)
+FAULTS: dict[str, Fault[World]] = {fault.name: fault for fault in _ALL}
 
 
-def possible(place: Place, *, clock: bool = False) -> list[Fault]:
+def possible(place: Place, *, clock: bool = False) -> list[Fault[World]]:
     """Return the faults that a place can suffer."""
     there = {
         "": True,
@@ -200,15 +213,15 @@ def possible(place: Place, *, clock: bool = False) -> list[Fault]:
     return [fault for fault in FAULTS.values() if there[fault.needs] and (place.keeps or fault.name != "reshard")]
 
 
-class Nemesis:
+class Nemesis(Generic[W]):
     """Lets faults happen, and says so in the history."""
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: W, recorder: Recorder) -> None:
         self.happened = 0
         self._world = world
         self._recorder = recorder
 
-    async def strike(self, fault: Fault, seconds: float) -> bool:
+    async def strike(self, fault: Fault[W], seconds: float) -> bool:
         """Let one fault happen and pass. Returns whether it did."""
         self.happened += 1
         number = str(self.happened)

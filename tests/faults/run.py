@@ -7,8 +7,10 @@ import random
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -70,27 +72,74 @@ class Result(msgspec.Struct):
     struck: Counter[str]  # fault points, and how often each
 
 
+class Subject(Protocol):
+    """What a run is about: one server, or a cluster of them."""
+
+    trouble: list[str]
+    struck: Counter[str]
+
+    def where(self) -> tuple[str, int]:
+        """Return an address and port to ask."""
+        ...
+
+    def shard_of(self, queue: str) -> int:
+        """Return which shard has a queue."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Run it, and end it in order."""
+        ...
+
+    async def restart(self) -> None:
+        """End it in order, and run it again."""
+        ...
+
+    async def audit(self) -> None:
+        """Count what the store holds, once nothing runs."""
+        ...
+
+    def log(self) -> str:
+        """Return all that was logged."""
+        ...
+
+
+S = TypeVar("S", bound=Subject)
+
+
 async def run(plan: Plan, place: Place, folder: Path, say: Callable[[str], None] | None = None) -> Result:
-    """Do one run. `folder` keeps its history and logs."""
-    if say is not None:
-        say(f"seed {plan.seed}, store {place.kind}, history {folder / 'history.jsonl'}")
+    """Do one run on a server. `folder` keeps its history and logs."""
     if not place.keeps:
         shape = plan.shape
         plan = msgspec.structs.replace(plan, shape=msgspec.structs.replace(shape, mixed_queues=0, memory_queues=shape.mixed_queues))
     recorder = Recorder(folder / "history.jsonl")
-    recorder.note("run", seed=plan.seed, detail=place.kind, counts={"faults": len(plan.faults)})
     world = _world(plan, place, folder, recorder)
-    load = Load(plan.shape, plan.seed, recorder, lambda: world.port, world.shard_of)
+    faults = [FAULTS[name] for name in plan.faults] or possible(place, clock=plan.clock)
+    return await hurt(plan, place, recorder, world, faults, say)
+
+
+async def hurt(
+    plan: Plan,
+    place: Place,
+    recorder: Recorder,
+    world: S,
+    faults: Sequence[Fault[S]],
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Do one run. `faults`: those of the plan in its order, or, where it names none, those that are possible."""
+    if say is not None:
+        say(f"seed {plan.seed}, store {place.kind}, history {recorder.path}")
+    recorder.note("run", seed=plan.seed, detail=place.kind, counts={"faults": len(plan.faults)})
+    load = Load(plan.shape, plan.seed, recorder, world.where, world.shard_of)
     began = time.monotonic()
     async with world.running():
         async with load.running():
             await load.wait_operations(plan.operations, SETTLE_SECONDS_MAX)
             nemesis = Nemesis(world, recorder)
             if plan.faults:
-                for name in plan.faults:
-                    await _strike(nemesis, load, FAULTS[name], plan, say)
+                for fault in faults:
+                    await _strike(nemesis, load, fault, plan, say)
             elif plan.seconds:
-                await _strike_at_random(nemesis, load, plan, place, say, began)
+                await _strike_at_random(nemesis, load, faults, plan, say, began)
             await asyncio.sleep(plan.calm_seconds)
             await load.wait_operations(plan.operations, SETTLE_SECONDS_MAX)
         await load.drain()
@@ -142,7 +191,7 @@ def _world(plan: Plan, place: Place, folder: Path, recorder: Recorder) -> World:
     )
 
 
-async def _strike(nemesis: Nemesis, load: Load, fault: Fault, plan: Plan, say: Callable[[str], None] | None) -> None:
+async def _strike(nemesis: Nemesis[S], load: Load, fault: Fault[S], plan: Plan, say: Callable[[str], None] | None) -> None:
     """Let one fault happen, and go on once all queues are served again, or time is up."""
     if say is not None:
         say(f"{fault.name}")
@@ -151,10 +200,9 @@ async def _strike(nemesis: Nemesis, load: Load, fault: Fault, plan: Plan, say: C
 
 
 async def _strike_at_random(
-    nemesis: Nemesis, load: Load, plan: Plan, place: Place, say: Callable[[str], None] | None, began: float
+    nemesis: Nemesis[S], load: Load, faults: Sequence[Fault[S]], plan: Plan, say: Callable[[str], None] | None, began: float
 ) -> None:
     chance = random.Random(plan.seed + 2)
-    faults = possible(place, clock=plan.clock)
     while time.monotonic() - began < plan.seconds:
         if chance.random() < CALM_SHARE:
             await asyncio.sleep(plan.fault_seconds)

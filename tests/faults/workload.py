@@ -47,6 +47,7 @@ class Shape(msgspec.Struct, frozen=True):
     runner_pause_seconds: float = 0.0  # after each answer that brought jobs
     backlog_first: int = 0  # jobs that wait before the first runner asks
     request_seconds_max: float = 10.0
+    leave_share: float = 0.0  # of refusals after which a client connects anew, perhaps to another server
 
     def queues(self) -> list[str]:
         """Return the names of all queues, the mixed ones first."""
@@ -72,7 +73,9 @@ FEW_RETRIES = Shape(max_retries=(0, 1, 2), silent_share=0.1)
 class Load:
     """All clients of one run."""
 
-    def __init__(self, shape: Shape, seed: int, recorder: Recorder, port: Callable[[], int], shard_of: Callable[[str], int]) -> None:
+    def __init__(
+        self, shape: Shape, seed: int, recorder: Recorder, where: Callable[[], tuple[str, int]], shard_of: Callable[[str], int]
+    ) -> None:
         self.shape = shape
         self.queues = shape.queues()
         self.operations = 0
@@ -83,7 +86,7 @@ class Load:
         self.trouble: list[str] = []
         self._random = random.Random(seed)
         self._recorder = recorder
-        self._port = port
+        self._where = where
         self._shard_of = shard_of
         self._stop_producing = asyncio.Event()
         self._stop = asyncio.Event()
@@ -94,7 +97,7 @@ class Load:
 
     def client(self) -> Client:
         """Return a client that is not connected yet."""
-        return Client(self._port, self._recorder, self._shard_of, self.shape.request_seconds_max, self._watch)
+        return Client(self._where, self._recorder, self._shard_of, self.shape.request_seconds_max, self._watch)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -139,7 +142,7 @@ class Load:
             over = await client.enqueue(*self._job(client, queue, again))
             again = over.id if over.type == "unknown" and chance.random() < 0.5 else None
             if over.type != "ok" and over.http_status != 409:
-                await asyncio.sleep(REFUSED_SECONDS)
+                await self._pause_refused(client)
         client.close()
 
     def _job(self, client: Client, queue: str, again: str | None) -> tuple[Line, bytes]:
@@ -174,10 +177,16 @@ class Load:
             if over.jobs:
                 await asyncio.sleep(self.shape.runner_pause_seconds)
             if over.type != "ok":
-                await asyncio.sleep(REFUSED_SECONDS)
+                await self._pause_refused(client)
             elif not over.jobs:
                 await asyncio.sleep(0.005)
         client.close()
+
+    async def _pause_refused(self, client: Client) -> None:
+        """Hold back after a refusal, and perhaps turn to another server."""
+        if self.shape.leave_share and self._random.random() < self.shape.leave_share:
+            client.close()
+        await asyncio.sleep(REFUSED_SECONDS)
 
     async def _work(self, client: Client, given: Given) -> None:
         chance, shape = self._random, self.shape
@@ -240,8 +249,9 @@ class Load:
                 for given in over.jobs:
                     while (await client.complete(given, named=True)).type == "unknown" and time.monotonic() < deadline:
                         await asyncio.sleep(REFUSED_SECONDS)
+                if over.type != "ok":
+                    await self._pause_refused(client)
                 if over.type != "ok" or over.jobs:
-                    await asyncio.sleep(REFUSED_SECONDS if over.type != "ok" else 0)
                     quiet_since = time.monotonic()
                 elif left <= 0:
                     return all(page.type == "ok" for page in await client.dead(queue))

@@ -7,13 +7,12 @@ processes goes into the history. An end that nobody here brought about is noted 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from proteus_shards.store.registry import make_store
 from tests.conftest import LOG_SHOWN_MAX, Server, children_of, runs
 from tests.faults.history import Recorder
 from tests.faults.places import Place
+from tests.faults.tail import Tail
 
 WATCH_SECONDS = 0.05
 ENDED_SECONDS_MAX = 20.0
@@ -65,7 +65,7 @@ class World:
         self._server: Server | None = None
         self._killed: set[int] = set()
         self._refused: set[str] = set()  # children that said that they cannot serve just now
-        self._read = 0  # bytes of the newest log
+        self._tail: Tail | None = None  # of the newest log
         self.struck: Counter[str] = Counter()  # fault points
         self._life = 0  # how often the number of shards has changed
 
@@ -74,6 +74,10 @@ class World:
         """The server that runs."""
         assert self._server is not None, "no server runs"
         return self._server
+
+    def where(self) -> tuple[str, int]:
+        """Return the server's address and port."""
+        return "127.0.0.1", self.port
 
     def shard_of(self, queue: str) -> int:
         """Return which shard has a queue now."""
@@ -109,7 +113,7 @@ class World:
         )
         self.port = server.port
         self._hear()
-        self._server, self._read = server, 0
+        self._server, self._tail = server, Tail(server.log_path)
         self.log_paths.append(server.log_path)
 
     async def stop(self) -> None:
@@ -202,26 +206,7 @@ class World:
 
     async def audit(self) -> None:
         """Open the store as a shard would, once no server runs, and count what it holds."""
-        for shard in range(self.shards):
-            counts = {"live rows": 0, "dead rows": 0, "damaged rows": 0, "faults": 0}
-            detail = ""
-            store = make_store(self.place.direct_url, shard, self.shards)
-            try:
-                epoch = await store.open()
-                if self.place.keeps:
-                    self._note_epoch(shard, epoch)
-                async for chunk in store.load():
-                    for item in chunk:
-                        if isinstance(item, Damaged):
-                            counts["damaged rows"] += 1
-                        else:
-                            counts["dead rows" if item.status == Status.DEAD else "live rows"] += 1
-            except ProteusError as error:
-                counts["faults"] += 1
-                detail = f"{type(error).__name__}: {error}"
-            finally:
-                await store.close()
-            self._recorder.note("audit", target=f"shard {shard}", counts=counts, detail=detail)
+        await audit(self.place, self.shards, self._recorder, self._note_epoch)
 
     # --- the log -------------------------------------------------------------------------------------------------
 
@@ -231,19 +216,10 @@ class World:
             self._hear()
 
     def _hear(self) -> None:
-        """Take what the log has grown by, whole lines only."""
-        if not self.log_paths:
-            return
-        with self.log_paths[-1].open("rb") as log:
-            log.seek(self._read)
-            data = log.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.splitlines():
-            with suppress(ValueError):
-                said = json.loads(line)
-                if isinstance(said, dict):
-                    self._take(said)
+        """Take what the log has grown by."""
+        if self._tail is not None:
+            for said in self._tail.take():
+                self._take(said)
 
     def _take(self, said: dict[str, object]) -> None:
         process = str(said.get("process"))
@@ -272,3 +248,27 @@ class World:
 
     def _note_epoch(self, shard: int, epoch: int) -> None:
         self._recorder.note("server", event="epoch", target=f"shard {shard} of {self.shards}, {self._life}", server_epoch=epoch)
+
+
+async def audit(place: Place, shards: int, recorder: Recorder, note_epoch: Callable[[int, int], None]) -> None:
+    """Open each shard of a store that nobody uses, as its process would, and write down how many rows it has."""
+    for shard in range(shards):
+        counts = {"live rows": 0, "dead rows": 0, "damaged rows": 0, "faults": 0}
+        detail = ""
+        store = make_store(place.direct_url, shard, shards)
+        try:
+            epoch = await store.open()
+            if place.keeps:
+                note_epoch(shard, epoch)
+            async for chunk in store.load():
+                for item in chunk:
+                    if isinstance(item, Damaged):
+                        counts["damaged rows"] += 1
+                    else:
+                        counts["dead rows" if item.status == Status.DEAD else "live rows"] += 1
+        except ProteusError as error:
+            counts["faults"] += 1
+            detail = f"{type(error).__name__}: {error}"
+        finally:
+            await store.close()
+        recorder.note("audit", target=f"shard {shard}", counts=counts, detail=detail)

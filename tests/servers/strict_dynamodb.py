@@ -264,13 +264,13 @@ async def _read_request(reader: asyncio.StreamReader) -> tuple[str, Mapping[str,
     return first.split(" ")[1], headers, await reader.readexactly(int(headers.get("content-length", "0")))
 
 
-async def run(port: int, log_path: Path) -> None:
+async def run(port: int, log_path: Path, address: str) -> None:
     """Serve until standard input closes."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(0, ended.set)
     double = Double(log_path)
-    server = await asyncio.start_server(double.serve, "127.0.0.1", port)
+    server = await asyncio.start_server(double.serve, address, port)
     await ended.wait()
     server.close()
 
@@ -278,13 +278,14 @@ async def run(port: int, log_path: Path) -> None:
 class StrictServer(Process):
     """The double as a process. `kill` and `start` keep its data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         super().__init__(folder / "log")
         folder.mkdir(parents=True, exist_ok=True)
         self._data = folder / "data"
+        self._address = address  # that it listens on; with 0.0.0.0 loopback is among them, which `ask` and `start` need
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.servers.strict_dynamodb", str(self.port), str(self._data)]
+        return [sys.executable, "-m", "tests.servers.strict_dynamodb", str(self.port), str(self._data), self._address]
 
     def environ(self) -> Mapping[str, str]:
         pretend_credentials()
@@ -310,5 +311,5 @@ class StrictServer(Process):
 
 
 if __name__ == "__main__":
-    asyncio.run(run(int(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(run(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
     os._exit(0)
