@@ -115,6 +115,15 @@ def _add_store(commands: _Commands) -> None:
     copy.add_argument(
         "--skip-damaged", action="store_true", help="leave damaged rows behind, instead of copying nothing where there are any"
     )
+    backup = actions.add_parser(
+        "backup",
+        help="copy a SQLite store while a server works on it",
+        description="Copy a SQLite store into a new folder, which is a store itself. A server may work on it meanwhile; what was committed before is in the copy.",
+        allow_abbrev=False,
+    )
+    backup.set_defaults(run=_back_up)
+    backup.add_argument("source", metavar="FROM", help="URL of the store, as for --store")
+    backup.add_argument("folder", metavar="FOLDER", help="folder to make; it must not be there yet")
 
 
 def _add_token(commands: _Commands) -> None:
@@ -210,6 +219,13 @@ def _copy(arguments: argparse.Namespace) -> int:
 
     copied = copy.run(arguments.source, arguments.target, skip_damaged=arguments.skip_damaged, tell=_tell)
     _print([copied.summary])
+    return 0
+
+
+def _back_up(arguments: argparse.Namespace) -> int:
+    from proteus_shards.store import sqlite_backup  # noqa: PLC0415 as above
+
+    _print([sqlite_backup.run(arguments.source, arguments.folder, tell=_tell).summary])
     return 0
 
 

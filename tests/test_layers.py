@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "store.registry",
         "store.doctor",
         "store.copy",
+        "store.sqlite_backup",
         "store.postgres_relay",
         "supervisor",
         "tokens",

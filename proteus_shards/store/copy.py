@@ -46,7 +46,7 @@ BACKOFF_SECONDS = 0.2
 SETTLE_SECONDS = 5.0  # in which a server that was fenced is back, if it has anything to do
 LOCKING = {"sqlite"}  # kinds whose shards cannot be opened while another process has them
 TOO_LARGE_NAMED = 20
-FILES_PER_STORE = 4  # that one open shard may take
+FILES_PER_STORE = 5  # that one open shard may take
 
 _ANEW = {
     "sqlite": "remove its folder",

@@ -11,7 +11,8 @@ a restart memory is what the store says.
 **Upkeep** runs between commits on the same thread, after the caller has its answer, so that it delays only the next commit, and by one short
 step at most. A *checkpoint* copies the log into the database once the log has 1,000 pages: SQLite would do it inside COMMIT, and would pass
 over its errors. It is due when the frame at that place bears the salts of the log's header (the frames of earlier rounds bear others). The log is
-reused from its start and keeps its blocks, which makes its fsync cheaper than that of a growing file. A *vacuum* gives free pages back to the file system,
+reused from its start and keeps its blocks, which makes its fsync cheaper than that of a growing file. While a backup is made (`sqlite_backup.py`), checkpoints
+are put off. A *vacuum* gives free pages back to the file system,
 128 at a step, while more than a quarter of the file is free; below that they are kept for the jobs to come.
 
 **A full disk** refuses a commit as a whole, deletes and marks too once the log has no room left, and the store heals by itself: nothing
@@ -40,6 +41,7 @@ from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced
 from proteus_shards.store.contract import Damaged, Durability
+from proteus_shards.store.sqlite_backup import CheckpointLock
 from proteus_shards.store.sqlite_file import Meta, abandon, check_meta, checkpoint, fault_of, open_file, query, take_epoch, translated
 from proteus_shards.store.sqlite_folder import database_path, manifest_for
 from proteus_shards.store.sqlite_rows import RecordReader, RowReader, read_records, read_rows, write_batch
@@ -88,6 +90,7 @@ class SqliteStore:
         self._record_reader: RecordReader | None = None
         self._epoch = 0
         self._log_fd = -1
+        self._hold: CheckpointLock | None = None
         self._log_mark = 0  # where the frame starts whose being there makes a checkpoint due
         self._deleted = 0  # rows, and records written or removed, since upkeep last looked at the free pages
         self._shrinking = False
@@ -157,6 +160,7 @@ class SqliteStore:
             with translated(path):
                 epoch = self._take_epoch(db)
                 self._watch_log(db)
+                self._hold = CheckpointLock(path.parent)
         except BaseException:
             abandon(db)
             raise
@@ -234,13 +238,16 @@ class SqliteStore:
             os.close(self._log_fd)
         if db is None:
             return
-        if self._fault is not None:
-            abandon(db)
-            return
+        assert self._hold is not None
         try:
-            db.close()
-        except sqlite3.Error as error:
+            if self._fault is not None or not self._hold.share():  # closing would make a checkpoint
+                abandon(db)
+            else:
+                db.close()
+        except (sqlite3.Error, OSError) as error:
             log.error("store not closed cleanly", extra={"where": str(self._path), "error": str(fault_of(error, self._path))})  # noqa: TRY400
+        finally:
+            self._hold.close()
 
     def _usable(self) -> sqlite3.Connection:
         if self._fault is not None:
@@ -280,6 +287,17 @@ class SqliteStore:
         finally:
             db.execute(query(self._sync))
 
+    def _checkpoint(self, db: sqlite3.Connection) -> bool:
+        """Make a checkpoint, unless a backup is being made: then it is put off, and False."""
+        assert self._hold is not None
+        if not self._hold.share():
+            return False
+        try:
+            checkpoint(db)
+        finally:
+            self._hold.release()
+        return True
+
     def _keep_up(self) -> None:
         """Do one step of what is due. An error that is no lack of space makes the next call fail."""
         db = self._db
@@ -287,7 +305,8 @@ class SqliteStore:
             return
         try:
             if self._log_is_long():
-                checkpoint(db)
+                if not self._checkpoint(db):
+                    return
             elif not self._shrinking and self._deleted < DELETES_UNCHECKED:
                 return
             self._deleted = 0
@@ -298,8 +317,7 @@ class SqliteStore:
                 self._free_pages(db)
                 self._thread.submit(self._keep_up)  # behind a commit that waits already
             elif self._shrinking:
-                self._shrinking = False
-                checkpoint(db)  # only this cuts the file off
+                self._shrinking = not self._checkpoint(db)  # only this cuts the file off
             self._put_off = False
         except Exception as error:  # nobody awaits this: a bug, too, must be met by the next call
             fault = self._failed(db, error, committing=True)

@@ -143,14 +143,14 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second process that would prepare it. Raises `StoreLocked` and `OSError`."""
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the folder against a process that would prepare it; `shared` with others that hold it so. Raises `StoreLocked` and `OSError`."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreLocked(f"another proteus-shards process is preparing {folder}") from error
+            raise StoreLocked(f"another proteus-shards process is preparing {folder}, or makes a backup of it") from error
         yield
     finally:
         os.close(fd)
