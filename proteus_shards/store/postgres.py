@@ -5,8 +5,8 @@ this store has, and whoever takes the lease over must wait for it; a commit that
 Without that lock, late commits of an old owner were seen after the new one had read its rows. The owner is a random number beside the epoch: a
 failover to a standby that lacks the last takeover could hand out the same epoch twice.
 
-**Taking over** changes the lease. Where a session of the owner before holds the lock and is stuck (its process is stopped with half a statement sent, say), the
-wait for the lock ends after 2 s, that session is ended by the number that it left in the lease, and the lease is taken.
+**Taking over** changes the lease; a session of the owner before that holds the lock and is stuck is ended (`postgres_lease.py`). In a cluster it is changed only while it
+says what this process was started for.
 
 **Reopening** is no taking over: it takes a new epoch only from itself. If another owner was there meanwhile, its rows are not what this memory holds, and
 the store says `StoreFenced`. If the server's timeline has changed, a standby was promoted, which perhaps lacked the last commits; if the lease knows less
@@ -37,27 +37,26 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import uuid4
 
-import asyncpg
-
+from proteus_shards.cluster.model import Claim
 from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import LOOK_SECONDS, Damaged, Durability
-from proteus_shards.store.postgres_errors import LOCKED, Doing, cause_of, fault_of, is_damage
+from proteus_shards.store.postgres_errors import Doing, cause_of, is_damage
+from proteus_shards.store.postgres_lease import change_lease, lease_of
 from proteus_shards.store.postgres_rows import damaged_record, damaged_row, keys_of, records_of, rows_of, statement_of
-from proteus_shards.store.postgres_session import Facts, check_facts, connect, disconnect, layout_fault, look, query
+from proteus_shards.store.postgres_session import Facts, bounded, check_facts, check_layout, connect, disconnect, fault_in, look, query
 from proteus_shards.store.postgres_upkeep import Upkeep
 from proteus_shards.store.postgres_url import PostgresUrl
 
 log = logging.getLogger("proteus_shards.store")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LOAD_ROWS = 5000  # in a chunk
 LOAD_BYTES = 16 * 1024 * 1024  # of payloads, states and extras in a chunk, or of records, and one row more
 CAREFUL_ROWS = 50  # read at once where some row is damaged
 READ_ROWS = 5000
 READ_RECORDS = 256  # of which each may be large
-TAKE_ATTEMPTS = 3
 
 _T = TypeVar("_T")
 _Made = TypeVar("_Made", Row, Record)
@@ -72,13 +71,14 @@ class PostgresStore:
     batch_rows_max: int | None = 10_000
     batch_bytes_max: int | None = 64 * 1024 * 1024
 
-    def __init__(self, url: PostgresUrl, lease: str, slots: range, shards: int | None) -> None:
+    def __init__(self, url: PostgresUrl, lease: str, slots: range, shards: int | None, claim: Claim | None = None) -> None:
         self.durability = Durability.WEAK
         self.terms = "not connected yet"
         self._url = url
         self._lease = lease
         self._slots = slots
         self._shards = shards  # None: whatever they are
+        self._claim = claim
         self._owner = uuid4()
         self._epoch = 0
         self._timeline = ""
@@ -94,9 +94,11 @@ class PostgresStore:
         assert self._connection is None, "opened twice"
         connection = await connect(self._url, Doing.OPENING)
         try:
-            async with self._bounded(connection, Doing.OPENING):
+            async with bounded(connection, Doing.OPENING, self._url.timeout_seconds):
                 facts = await self._check(connection)
-                epoch = await self._take(connection, query("take"), self._lease, self._owner)
+                epoch = await self._take(connection, "take")
+                if epoch is None and self._claim is not None and await connection.fetchval(query("has_lease"), self._lease):
+                    raise StoreFenced(f"postgres: {self._lease} is held by another host, or by another process of this one")  # noqa: TRY301
         except BaseException:
             connection.terminate()
             raise
@@ -113,11 +115,11 @@ class PostgresStore:
             return await self.open()
         connection = await connect(self._url, Doing.READING)
         try:
-            async with self._bounded(connection, Doing.READING):
+            async with bounded(connection, Doing.READING, self._url.timeout_seconds):
                 facts = await self._check(connection)
                 if facts.timeline != self._timeline:
                     raise StoreFailed("postgres: a standby has become the primary: what it has must be read anew")  # noqa: TRY301
-                epoch = await self._take(connection, query("retake"), self._lease, self._owner, self._epoch)
+                epoch = await self._take(connection, "retake", self._epoch)
         except BaseException:
             connection.terminate()
             raise
@@ -132,7 +134,7 @@ class PostgresStore:
         if time.monotonic() > self._look_due:
             await self._look_again(connection)
         self._warned = False
-        async with self._bounded(connection, Doing.COMMITTING):
+        async with bounded(connection, Doing.COMMITTING, self._url.timeout_seconds):
             statement, arguments = statement_of(batch)
             ours = await connection.fetchval(query(statement), self._lease, self._epoch, self._owner, *arguments)
         if not ours:
@@ -214,7 +216,7 @@ class PostgresStore:
     async def _look_again(self, connection: Any) -> None:
         """Ask what the server promises by now, and raise `StoreRefused` where that is less than it was."""
         before = self.durability
-        async with self._bounded(connection, Doing.READING):
+        async with bounded(connection, Doing.READING, self._url.timeout_seconds):
             facts = await look(connection)
         self.durability, self.terms = facts.durability, facts.terms
         self._look_due = time.monotonic() + LOOK_SECONDS
@@ -224,62 +226,28 @@ class PostgresStore:
     def _hear(self, _connection: Any, _message: Any) -> None:
         self._warned = True
 
-    @asynccontextmanager
-    async def _bounded(self, connection: Any, doing: Doing, seconds: float | None = None) -> AsyncIterator[None]:
-        """Bound what is done inside, and raise an error as what it means. A session that may still be busy with it is ended."""
-        try:
-            async with asyncio.timeout(self._url.timeout_seconds if seconds is None else seconds):
-                yield
-        except Exception as error:  # noqa: BLE001  # what is none of a store's is raised on
-            raise self._fault(connection, error, doing) from cause_of(error)
-        except BaseException:
-            connection.terminate()
-            raise
-
-    def _fault(self, connection: Any, error: Exception, doing: Doing) -> StoreError:
-        """Return what an error means. A session that may still be busy with what failed is ended."""
-        if not isinstance(error, asyncpg.PostgresError | StoreError):
-            connection.terminate()
-        return fault_of(error, doing)
-
     async def _check(self, connection: Any) -> Facts:
         facts = await look(connection)
         check_facts(facts)
-        if not await connection.fetchval(query("has_layout")):
-            raise StoreError("postgres: the schema has no tables yet, or this user may not see them: start the server, which makes them")
-        layout = await connection.fetchrow(query("layout"))
-        if layout is None:
-            raise StoreError("postgres: the schema is empty: start the server, which fills it")
-        if (fault := layout_fault(layout["version"], SCHEMA_VERSION)) is not None:
-            raise fault
-        if self._shards is not None and layout["shards"] != self._shards:
+        shards = await check_layout(connection, SCHEMA_VERSION)
+        if self._shards is not None and shards != self._shards:
             if self._epoch:
-                raise StoreFenced(f"postgres: the rows were taken over by a server of {layout['shards']} shards")
+                raise StoreFenced(f"postgres: the rows were taken over by a server of {shards} shards")
             raise StoreError(
-                f"postgres: the schema was made ready for {layout['shards']} shards, not {self._shards}: start the server, which changes it"
+                f"postgres: the schema was made ready for {shards} shards, not {self._shards}: start the server, which changes it"
             )
         return facts
 
-    async def _take(self, connection: Any, statement: str, *arguments: Any) -> int | None:
-        """Change the lease. A session that holds it and does not let go is ended."""
-        for attempt in range(TAKE_ATTEMPTS):
-            try:
-                epoch: int | None = await connection.fetchval(statement, *arguments)
-            except asyncpg.PostgresError as error:
-                if error.sqlstate != LOCKED or attempt == TAKE_ATTEMPTS - 1:
-                    raise
-                ended = await connection.fetch(query("end_holder"), self._lease)
-                log.warning(
-                    "lease is held by a session that does not end by itself", extra={"lease": self._lease, "sessions_ended": len(ended)}
-                )
-            else:
-                return epoch
-        raise AssertionError
+    async def _take(self, connection: Any, statement: str, *more: Any) -> int | None:
+        """Take an epoch, under the claim if there is one."""
+        claim = self._claim
+        holder = (None, None) if claim is None else (claim.host, claim.turn)
+        return await change_lease(connection, query(statement), self._lease, self._owner, *holder, *more)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
     async def _read(self, connection: Any, table: _Table[_Made], places: Sequence[tuple[Any, ...]]) -> list[_Made | Damaged]:
-        async with self._bounded(connection, Doing.READING):
+        async with bounded(connection, Doing.READING, self._url.timeout_seconds):
             return table.made(await connection.fetch(query(table.read), *zip(*places, strict=True)))
 
     async def _load_all(self, table: _Table[_Made]) -> AsyncIterator[list[_Made | Damaged]]:
@@ -339,7 +307,7 @@ class PostgresStore:
         except Exception as error:  # noqa: BLE001  # as above
             if is_damage(error):
                 raise _Unreadable("it cannot be read: the database is damaged") from None
-            raise self._fault(connection, error, Doing.READING) from cause_of(error)
+            raise fault_in(connection, error, Doing.READING) from cause_of(error)
         except BaseException:
             connection.terminate()
             raise
@@ -364,11 +332,6 @@ class _Unreadable(Exception):
     """Some row of what was asked for cannot be read."""
 
 
-def store_of_shard(url: PostgresUrl, shard: int, shards: int) -> PostgresStore:
+def store_of_shard(url: PostgresUrl, shard: int, shards: int, claim: Claim | None = None) -> PostgresStore:
     """Return the store of one shard."""
-    return PostgresStore(url, lease_of(shard), slots_of(shard, shards), shards)
-
-
-def lease_of(shard: int) -> str:
-    """Return the name of a shard's lease."""
-    return f"shard-{shard}"
+    return PostgresStore(url, lease_of(shard), slots_of(shard, shards), shards, claim)

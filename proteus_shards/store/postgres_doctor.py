@@ -16,8 +16,10 @@ from proteus_shards.store.contract import Durability
 from proteus_shards.store.findings import Finding
 from proteus_shards.store.postgres import SCHEMA_VERSION
 from proteus_shards.store.postgres_errors import Doing
+from proteus_shards.store.postgres_register import view_of
 from proteus_shards.store.postgres_session import Facts, check_facts, layout_fault, look, query, session
 from proteus_shards.store.postgres_url import PostgresUrl
+from proteus_shards.store.sharing import cluster_findings
 
 ROUND_TRIPS = 20
 ROUND_TRIP_SECONDS_MAX = 0.005  # each commit waits for one
@@ -58,6 +60,7 @@ async def _examine(connection: Any, url: PostgresUrl) -> AsyncIterator[Finding]:
         missing = {row["name"]: row["missing"] for row in await connection.fetch(query("examine_privileges"))}
         for finding in privilege_findings(url, about["username"], missing):
             yield finding
+        layout = None
         if "SELECT" not in missing.get("layout", ""):
             layout = await connection.fetchrow(query("layout"))
             yield layout_finding(layout)
@@ -66,6 +69,9 @@ async def _examine(connection: Any, url: PostgresUrl) -> AsyncIterator[Finding]:
             leases = await connection.fetchrow(query("examine_leases"))
             for finding in lease_findings(leases["live"], leases["foreign_owners"]):
                 yield finding
+            if layout and layout["version"] == SCHEMA_VERSION and not missing:
+                for finding in cluster_findings(view_of(await connection.fetch(query("look")))[0]):
+                    yield finding
     yield room_finding(await connection.fetchval(query("examine_connections")), shards)
 
 

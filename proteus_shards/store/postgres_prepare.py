@@ -4,7 +4,8 @@ All of it is one transaction under a lock of its own (an advisory one, which nee
 what was there before. Nothing is written where nothing has to change: a user who may only read and write rows will do then.
 
 The rows carry their slot, and stay where they are when the number of shards changes. But the slots pass from one lease to another then, and so all
-leases get an epoch above every one there was, and lose their owner: a process of the old number can write no more.
+leases get an epoch above every one there was, and lose their owner: a process of the old number can write no more. While hosts of a cluster are registered, the
+number stays what it is.
 """
 
 from __future__ import annotations
@@ -17,21 +18,26 @@ from uuid import uuid4
 import asyncpg
 
 from proteus_shards.errors import StoreError
-from proteus_shards.store.postgres import SCHEMA_VERSION, TAKE_ATTEMPTS, lease_of
+from proteus_shards.store.postgres import SCHEMA_VERSION
 from proteus_shards.store.postgres_errors import LOCKED, Doing
+from proteus_shards.store.postgres_lease import TAKE_ATTEMPTS, lease_of
 from proteus_shards.store.postgres_session import check_facts, layout_fault, look, query, session
 from proteus_shards.store.postgres_url import PostgresUrl
+from proteus_shards.store.sharing import check_sharing
 
 
-async def prepare(url: PostgresUrl, shards: int) -> str | None:
-    """Make a schema ready for so many shards. Returns what changed, in one line, where it was ready for another number before."""
+async def prepare(url: PostgresUrl, shards: int, *, cluster: bool = False) -> str | None:
+    """Make a schema ready for so many shards. Returns what changed, in one line, where it was ready for another number before.
+
+    Raises `SettingError` where hosts are registered whose cluster has another number, or who should not be joined without `cluster`.
+    """
     async with session(url, Doing.OPENING) as connection, asyncio.timeout(TAKE_ATTEMPTS * url.timeout_seconds):
         facts = await look(connection)
         check_facts(facts)
         for attempt in range(TAKE_ATTEMPTS):
             try:
                 async with connection.transaction():
-                    before = await _prepare(connection, url, shards)
+                    before = await _prepare(connection, url, shards, cluster=cluster)
             except asyncpg.PostgresError as error:
                 if error.sqlstate != LOCKED or attempt == TAKE_ATTEMPTS - 1:
                     raise
@@ -50,7 +56,7 @@ async def prepared_shards(url: PostgresUrl) -> int | None:
     return None if layout is None else layout["shards"]
 
 
-async def _prepare(connection: Any, url: PostgresUrl, shards: int) -> int | None:
+async def _prepare(connection: Any, url: PostgresUrl, shards: int, *, cluster: bool) -> int | None:
     """Do it inside a transaction. Returns the number of shards before."""
     await connection.execute(query("patience"))
     await connection.fetchval(query("lock_schema"), url.schema)
@@ -75,6 +81,7 @@ async def _prepare(connection: Any, url: PostgresUrl, shards: int) -> int | None
         await connection.execute(query("change_version"), SCHEMA_VERSION)
         await connection.execute(query("end_leases"), uuid4())
     before: int = layout["shards"]
+    check_sharing([row["address"] for row in await connection.fetch(query("hosts"))], before, shards, cluster=cluster)
     if before != shards:
         await connection.execute(query("change_shards"), shards)
         await connection.execute(query("end_leases"), uuid4())

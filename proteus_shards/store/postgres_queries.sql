@@ -45,14 +45,14 @@ SELECT version, shards FROM layout;
 SELECT to_regclass('layout') IS NOT NULL;
 
 -- take --
--- As a new owner, whoever it was before.
+-- As a new owner, whoever it was before. Under a claim only while the holding is what it says: a row that was waited for is looked at again.
 UPDATE lease SET
     epoch = epoch + 1,
     owner = $2,
     session = pg_backend_pid(),
     session_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
     taken_at = clock_timestamp()
-WHERE name = $1
+WHERE name = $1 AND ($3::text IS NULL OR (host = $3 AND turn = $4::bigint))
 RETURNING epoch;
 
 -- retake --
@@ -62,8 +62,11 @@ UPDATE lease SET
     session = pg_backend_pid(),
     session_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
     taken_at = clock_timestamp()
-WHERE name = $1 AND owner = $2 AND epoch >= $3
+WHERE name = $1 AND owner = $2 AND epoch >= $5 AND ($3::text IS NULL OR (host = $3 AND turn = $4::bigint))
 RETURNING epoch;
+
+-- has_lease --
+SELECT EXISTS (SELECT FROM lease WHERE name = $1);
 
 -- end_holder --
 -- End the session that the lease names, if it is still that session and not one that came to its number later.
@@ -261,6 +264,39 @@ SELECT slot, kind, digest, name, value FROM record WHERE slot BETWEEN $1 AND $2 
 -- load_record_keys --
 SELECT slot, kind, digest FROM record WHERE slot BETWEEN $1 AND $2 ORDER BY slot, kind, digest OFFSET $3;
 
+-- look --
+-- All hosts, and the holding of each shard that the schema was made ready for, as of one moment.
+SELECT NULL::integer AS shard, address, boot, version, beat AS number, 0::bigint AS epoch, draining, NULL AS wanted FROM host
+UNION ALL
+SELECT shard, lease.host, NULL, NULL, lease.turn, lease.epoch, false, lease.wanted
+FROM layout CROSS JOIN LATERAL generate_series(0, layout.shards - 1) AS shard LEFT JOIN lease ON lease.name = 'shard-' || shard;
+
+-- join --
+INSERT INTO host (address, boot, beat, version, draining) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (address) DO UPDATE SET boot = excluded.boot, beat = excluded.beat, version = excluded.version, draining = excluded.draining
+RETURNING address;
+
+-- beat --
+UPDATE host SET beat = $3, version = $4 WHERE address = $1 AND boot = $2 RETURNING address;
+
+-- drain --
+UPDATE host SET draining = $2 WHERE address = $1 RETURNING address;
+
+-- leave --
+DELETE FROM host WHERE address = $1 AND ($2::text IS NULL OR boot = $2) RETURNING address;
+
+-- hand --
+-- A compare-and-set on the turn: of two that wait for the row, the later one finds another.
+UPDATE lease SET host = $3, turn = turn + 1, wanted = ''
+WHERE name = $1 AND turn = $2 AND $4::integer < (SELECT shards FROM layout)
+RETURNING epoch;
+
+-- want --
+UPDATE lease SET wanted = $2 WHERE name = $1 AND $3::integer < (SELECT shards FROM layout) RETURNING epoch;
+
+-- hosts --
+SELECT address FROM host;
+
 -- begin_load --
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 
@@ -321,7 +357,8 @@ UPDATE layout SET version = $1;
 UPDATE layout SET shards = $1;
 
 -- end_leases --
-UPDATE lease SET epoch = (SELECT max(epoch) FROM lease) + 1, owner = $1, taken_at = clock_timestamp();
+UPDATE lease SET
+    epoch = (SELECT max(epoch) FROM lease) + 1, owner = $1, taken_at = clock_timestamp(), host = '', turn = turn + 1, wanted = '';
 
 -- count_leases --
 SELECT count(*) FROM lease WHERE name = ANY($1::text[]);
@@ -357,7 +394,8 @@ FROM (
         ('job', '{SELECT,INSERT,UPDATE,DELETE}'::text[]),
         ('record', '{SELECT,INSERT,UPDATE,DELETE}'),
         ('lease', '{SELECT,INSERT,UPDATE,DELETE}'),
-        ('layout', '{SELECT,UPDATE}')
+        ('layout', '{SELECT,UPDATE}'),
+        ('host', '{SELECT,INSERT,UPDATE,DELETE}')
 ) AS needed (name, privileges)
 CROSS JOIN unnest(privileges) AS privilege
 WHERE CASE WHEN to_regclass(needed.name) IS NULL THEN false ELSE NOT has_table_privilege(needed.name, privilege) END

@@ -156,6 +156,39 @@ async def disconnect(connection: Any) -> None:
         connection.terminate()
 
 
+@asynccontextmanager
+async def bounded(connection: Any, doing: Doing, seconds: float) -> AsyncIterator[None]:
+    """Bound what is done inside, and raise an error as what it means. A session that may still be busy with it is ended."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except Exception as error:  # noqa: BLE001  # what is none of a store's is raised on
+        raise fault_in(connection, error, doing) from cause_of(error)
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+def fault_in(connection: Any, error: Exception, doing: Doing) -> StoreError:
+    """Return what an error means. A session that may still be busy with what failed is ended."""
+    if not isinstance(error, asyncpg.PostgresError | StoreError):
+        connection.terminate()
+    return fault_of(error, doing)
+
+
+async def check_layout(connection: Any, known: int) -> int:
+    """Return for how many shards the schema was made ready. Raises `StoreError` unless it is of the version that is known."""
+    if not await connection.fetchval(query("has_layout")):
+        raise StoreError("postgres: the schema has no tables yet, or this user may not see them: start the server, which makes them")
+    layout = await connection.fetchrow(query("layout"))
+    if layout is None:
+        raise StoreError("postgres: the schema is empty: start the server, which fills it")
+    if (fault := layout_fault(layout["version"], known)) is not None:
+        raise fault
+    shards: int = layout["shards"]
+    return shards
+
+
 def layout_fault(version: int, known: int) -> StoreError | None:
     """Return what is wrong with a schema of this version, or None."""
     if version > known:

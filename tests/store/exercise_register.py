@@ -34,7 +34,7 @@ class SharedBacking(Protocol):
         """Return a register over this place, not yet open."""
         ...
 
-    def store(self, shard: int, claim: Claim | None) -> Store:
+    def claimed(self, shard: int, claim: Claim | None) -> Store:
         """Return a store over this place, not yet open."""
         ...
 
@@ -87,7 +87,7 @@ class RegisterExercise:
         await shared.register().close()
 
         assert view.hosts == ()
-        assert [_replace(holding, epoch=0) for holding in view.holdings] == [Holding(shard) for shard in range(SHARDS)]
+        assert [_replace(holding, turn=0, epoch=0) for holding in view.holdings] == [Holding(shard) for shard in range(SHARDS)]
 
     @in_asyncio
     async def test_a_host_beats_and_leaves(self, shared: SharedBacking) -> None:
@@ -136,26 +136,30 @@ class RegisterExercise:
         """An older turn, a later one and a shard that is none write nothing; the epoch stays."""
         async with opened_register(shared) as register:
             before = (await register.look()).holdings
-            assert await register.hand(1, 0, A.address) is True
-            assert await register.hand(1, 0, B.address) is False
-            assert await register.hand(1, 2, B.address) is False
+            turn = before[1].turn
+            assert await register.hand(1, turn, A.address) is True
+            assert await register.hand(1, turn, B.address) is False
+            assert await register.hand(1, turn + 2, B.address) is False
+            assert await register.hand(SHARDS, turn, B.address) is False
             assert await register.hand(SHARDS, 0, B.address) is False
-            assert await register.hand(1, 1, NOBODY) is True
+            assert (await register.look()).holdings == (before[0], _replace(before[1], host=A.address, turn=turn + 1), before[2])
+            assert await register.hand(1, turn + 1, NOBODY) is True
             after = (await register.look()).holdings
 
-        assert after == (before[0], _replace(before[1], turn=2), before[2])
+        assert after == (before[0], _replace(before[1], turn=turn + 2), before[2])
 
     @in_asyncio
     async def test_a_wish_lasts_until_the_shard_is_handed_over(self, shared: SharedBacking) -> None:
         """To whomever."""
         async with opened_register(shared) as register:
+            turn = (await register.look()).holdings[2].turn
             assert await register.want(SHARDS, A.address) is False
             assert await register.want(2, A.address) is True
             holding = (await register.look()).holdings[2]
-            assert (holding.wanted, holding.host, holding.turn) == (A.address, NOBODY, 0)
-            assert await register.hand(2, 0, B.address) is True
+            assert (holding.wanted, holding.host, holding.turn) == (A.address, NOBODY, turn)
+            assert await register.hand(2, turn, B.address) is True
             holding = (await register.look()).holdings[2]
-            assert (holding.wanted, holding.host, holding.turn) == (NOBODY, B.address, 1)
+            assert (holding.wanted, holding.host, holding.turn) == (NOBODY, B.address, turn + 1)
             assert await register.want(2, A.address) is True
             assert await register.want(2, NOBODY) is True
             assert (await register.look()).holdings[2] == holding
@@ -167,7 +171,8 @@ class RegisterExercise:
         try:
             for register in registers:
                 await register.open()
-            for turn in range(TURNS):
+            first = (await registers[0].look()).holdings[0].turn
+            for turn in range(first, first + TURNS):
                 won = await asyncio.gather(*(register.hand(0, turn, f"host-{n}:1") for n, register in enumerate(registers)))
                 holding = (await registers[turn % CONTENDERS].look()).holdings[0]
                 assert sum(won) == 1
@@ -185,7 +190,7 @@ class RegisterExercise:
             claim = await hand_to(register, 0, A.address)
             epochs = []
             for seq in range(2):
-                async with opened(shared.store(0, claim)) as store:
+                async with opened(shared.claimed(0, claim)) as store:
                     epochs += [await store.reopen()]
                     await store.commit(inserting(make_row(seq, queue=queue_of_shard(0))))
                     assert (await register.look()).holdings[0].epoch == epochs[-1]
@@ -198,7 +203,7 @@ class RegisterExercise:
         """It is fenced at once, takes no epoch, and whoever owns the rows goes on."""
         async with opened_register(shared) as register:
             claim = await hand_to(register, 0, A.address)
-            async with opened(shared.store(0, claim)) as owner:
+            async with opened(shared.claimed(0, claim)) as owner:
                 if wrong == "nobody holds it":
                     await register.hand(0, claim.turn, NOBODY)
                 wrongly = {
@@ -207,7 +212,7 @@ class RegisterExercise:
                     "another host": _replace(claim, host=B.address),
                 }.get(wrong, claim)
                 before = (await register.look()).holdings
-                store = shared.store(0, wrongly)
+                store = shared.claimed(0, wrongly)
                 with pytest.raises(StoreFenced):
                     await store.open()
                 await store.close()
@@ -219,13 +224,11 @@ class RegisterExercise:
         """Not before: what it commits until then is what the next one loads. It cannot come back."""
         rows = [make_row(seq, queue=queue_of_shard(1)) for seq in range(3)]
         async with opened_register(shared) as register:
-            async with opened(shared.store(1, await hand_to(register, 1, A.address))) as old:
+            async with opened(shared.claimed(1, await hand_to(register, 1, A.address))) as old:
                 await old.commit(inserting(rows[0]))
                 claim = await hand_to(register, 1, B.address)
                 await old.commit(inserting(rows[1]))
-                with pytest.raises(StoreFenced):
-                    await old.reopen()
-                async with opened(shared.store(1, claim)) as new:
+                async with opened(shared.claimed(1, claim)) as new:
                     assert await load_all(new) == rows[:2]
                     for batch in (inserting(rows[2]), Batch([], [], [])):
                         with pytest.raises(StoreFenced):
@@ -233,18 +236,31 @@ class RegisterExercise:
                     with pytest.raises(StoreFenced):
                         await old.reopen()
                     await new.commit(inserting(rows[2]))
-            async with opened(shared.store(1, claim)) as new:
+            async with opened(shared.claimed(1, claim)) as new:
                 assert await load_all(new) == rows
+
+    @in_asyncio
+    async def test_a_store_that_reopens_must_still_hold_its_shard(self, shared: SharedBacking) -> None:
+        """Nobody has opened the rows since, and yet it may not: the shard was handed over."""
+        async with opened_register(shared) as register:
+            claim = await hand_to(register, 1, A.address)
+            async with opened(shared.claimed(1, claim)) as store:
+                await store.reopen()
+                await hand_to(register, 1, B.address)
+                before = (await register.look()).holdings
+                with pytest.raises(StoreFenced):
+                    await store.reopen()
+                assert (await register.look()).holdings == before
 
     @in_asyncio
     async def test_a_store_without_a_claim_takes_an_epoch_as_ever(self, shared: SharedBacking) -> None:
         """Whoever holds the shard: the tools of an operator do."""
         async with opened_register(shared) as register:
             claim = await hand_to(register, 0, A.address)
-            async with opened(shared.store(0, claim)) as owner, opened(shared.store(0, None)):
+            async with opened(shared.claimed(0, claim)) as owner, opened(shared.claimed(0, None)):
                 with pytest.raises(StoreFenced):
                     await owner.commit(Batch([], [], []))
-                async with opened(shared.store(0, claim)) as again:
+                async with opened(shared.claimed(0, claim)) as again:
                     await again.commit(Batch([], [], []))
 
     # --- trouble -----------------------------------------------------------------------------------------------

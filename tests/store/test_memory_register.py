@@ -28,7 +28,7 @@ class MemoryBacking:
     def register(self) -> Register:
         return MemoryRegister(self.place)
 
-    def store(self, shard: int, claim: Claim | None) -> Store:
+    def claimed(self, shard: int, claim: Claim | None) -> Store:
         return MemoryRows(self.place, shard, claim)
 
     def lost(self) -> Register:
