@@ -10,7 +10,7 @@ import pytest
 
 from proteus_shards.store import postgres_doctor as doctor
 from proteus_shards.store.findings import Finding
-from proteus_shards.store.postgres import store_of_shard
+from proteus_shards.store.postgres import SCHEMA_VERSION, store_of_shard
 from proteus_shards.store.postgres_doctor import examine
 from proteus_shards.store.postgres_prepare import prepare
 from proteus_shards.store.postgres_session import Facts
@@ -47,7 +47,7 @@ async def test_a_good_server_has_no_fault_and_nothing_is_written(postgres_server
     for expected in (
         "PostgreSQL 1",
         "durability: machine",
-        "version 2, for 2 shards",
+        f"version {SCHEMA_VERSION}, for 2 shards",
         "1 shards are connected",
         "may do all",
         "round trip",
@@ -128,7 +128,7 @@ def test_the_other_answers_have_their_levels() -> None:
     ]
     assert ["good", "warning", "warning"] == [doctor.room_finding(room, 4).level for room in (6, 5, -1)]
     assert ["fault", "note", "good"] == [
-        doctor.layout_finding(layout).level for layout in (None, {"version": 1, "shards": 2}, {"version": 2, "shards": 2})
+        doctor.layout_finding(layout).level for layout in (None, {"version": 1, "shards": 2}, {"version": SCHEMA_VERSION, "shards": 2})
     ]
     assert ["note"] == [finding.level for finding in doctor.lease_findings(0, 0)]
     assert ["note", "warning"] == [finding.level for finding in doctor.lease_findings(2, 1)]

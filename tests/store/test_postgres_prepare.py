@@ -118,7 +118,13 @@ async def test_a_user_who_may_create_nothing_works_on_a_schema_that_is_ready(url
     assert await doctor_of(limited) == [f'user "{user}" may not use the schema "{schema}"']
     await execute(url, f'GRANT USAGE ON SCHEMA "{schema}" TO "{user}"')
     all_four = "SELECT, INSERT, UPDATE, DELETE"
-    for privilege, table in (("SELECT, UPDATE", "layout"), (all_four, "lease"), (all_four, "record"), ("SELECT, INSERT, DELETE", "job")):
+    for privilege, table in (
+        ("SELECT, UPDATE", "layout"),
+        (all_four, "lease"),
+        (all_four, "record"),
+        (all_four, "host"),
+        ("SELECT, INSERT, DELETE", "job"),
+    ):
         assert await doctor_of(limited) != []
         await execute(url, f'GRANT {privilege} ON {table} TO "{user}"')
     assert await doctor_of(limited) == [f'user "{user}" lacks UPDATE on the table job']

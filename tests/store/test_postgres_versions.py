@@ -13,10 +13,11 @@ from proteus_shards.errors import StoreError, StoreFailed
 from proteus_shards.store import postgres as postgres_module
 from proteus_shards.store.contract import Damaged, Durability
 from proteus_shards.store.doctor import diagnose
-from proteus_shards.store.postgres import store_of_shard
+from proteus_shards.store.postgres import SCHEMA_VERSION, store_of_shard
 from proteus_shards.store.postgres_doctor import examine
 from proteus_shards.store.postgres_errors import Doing
 from proteus_shards.store.postgres_prepare import prepare, prepared_shards
+from proteus_shards.store.postgres_register import PostgresRegister
 from proteus_shards.store.postgres_session import session
 from proteus_shards.store.postgres_trial import PostgresTrial
 from proteus_shards.store.postgres_url import PostgresUrl
@@ -63,7 +64,7 @@ async def test_a_schema_of_version_1_is_taken_over(url: PostgresUrl) -> None:
     """With every job, and from then on with extras and records; whoever wrote to it before can no more."""
     before = await execute(url, "SELECT epoch, owner FROM lease WHERE name = 'shard-0'")
     assert await prepared_shards(url) == 1
-    with pytest.raises(StoreFailed, match="of version 1, and must be brought to 2 first: start the server, which does it"):
+    with pytest.raises(StoreFailed, match=f"of version 1, and must be brought to {SCHEMA_VERSION} first: start the server, which does it"):
         await store_of_shard(url, 0, 1).open()
     assert await prepare(url, 1) is None
     ((epoch, owner),) = await execute(url, "SELECT epoch, owner FROM lease WHERE name = 'shard-0'")
@@ -78,6 +79,20 @@ async def test_a_schema_of_version_1_is_taken_over(url: PostgresUrl) -> None:
     async with opened(store_of_shard(url, 0, 1)) as store:
         assert await load_records(store) == as_dict(make_record("q"))
         assert await load_all(store) == [marked(ROWS[0], mark), ROWS[1], *ROWS[3:]]
+
+
+@in_asyncio
+async def test_the_shards_of_version_1_are_held_by_no_host(url: PostgresUrl) -> None:
+    """A cluster may start on it as on any other."""
+    await prepare(url, 1, cluster=True)
+    register = PostgresRegister(url)
+    await register.open()
+    try:
+        ((holding,), hosts) = ((await register.look()).holdings, (await register.look()).hosts)
+    finally:
+        await register.close()
+
+    assert (hosts, holding.host, holding.wanted) == ((), "", "")
 
 
 @in_asyncio
@@ -99,11 +114,11 @@ async def test_several_hosts_may_bring_a_schema_up_to_date_at_once(url: Postgres
     assert await asyncio.gather(*(prepare(url, 1) for _ in range(4))) == [None] * 4
     version, tables, columns = await state_of(url)
 
-    assert (version, tables, columns[-1]) == (2, ["job", "layout", "lease", "record"], "extras")
+    assert (version, tables, columns[-1]) == (SCHEMA_VERSION, ["host", "job", "layout", "lease", "record"], "extras")
 
 
 @in_asyncio
-async def test_a_way_to_version_2_that_fails_changes_nothing(url: PostgresUrl) -> None:
+async def test_a_way_to_the_newest_version_that_fails_changes_nothing(url: PostgresUrl) -> None:
     """Not the tables, not the version, not the leases; once the reason is gone, it succeeds."""
     await execute(url, "CREATE TABLE record ()")
     before = await state_of(url), await execute(url, "SELECT xmin, * FROM lease")
@@ -113,7 +128,7 @@ async def test_a_way_to_version_2_that_fails_changes_nothing(url: PostgresUrl) -
     await execute(url, "DROP TABLE record")
     await prepare(url, 1)
 
-    assert (await state_of(url))[0] == 2
+    assert (await state_of(url))[0] == SCHEMA_VERSION
 
 
 @in_asyncio
@@ -122,7 +137,7 @@ async def test_the_doctor_knows_a_schema_of_version_1(text: str, url: PostgresUr
     before = await state_of(url), await execute(url, "SELECT xmin, * FROM lease")
     findings = [finding async for finding in examine(url)]
     assert [finding.what for finding in findings if finding.level == "fault"] == []
-    assert any("is of version 1, and must be brought to 2 first" in finding.what for finding in findings)
+    assert any(f"is of version 1, and must be brought to {SCHEMA_VERSION} first" in finding.what for finding in findings)
     report = await diagnose(text, Durability.PROCESS)
     assert (report.sound, len(report.rates) > 0) == (True, True)
 
@@ -131,7 +146,7 @@ async def test_the_doctor_knows_a_schema_of_version_1(text: str, url: PostgresUr
 
 @in_asyncio
 async def test_what_a_trial_of_version_1_has_left_is_removed(url: PostgresUrl) -> None:
-    """By the first trial after the way to version 2."""
+    """By the first trial after the way to the newest version."""
     await prepare(url, 1)
     await execute(url, "UPDATE lease SET taken_at = taken_at - interval '2 hours'")
     async with opened(PostgresTrial(url)):
