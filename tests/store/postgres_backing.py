@@ -9,14 +9,17 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
+from proteus_shards.cluster.model import Claim
 from proteus_shards.store.contract import Store
 from proteus_shards.store.postgres import PostgresStore, store_of_shard
 from proteus_shards.store.postgres_errors import Doing
 from proteus_shards.store.postgres_prepare import prepare
+from proteus_shards.store.postgres_register import PostgresRegister
 from proteus_shards.store.postgres_session import session
 from proteus_shards.store.postgres_url import PostgresUrl
 from proteus_shards.store.urls import read_url
 from tests.servers.postgres import PostgresPlace
+from tests.store.exercise_register import SHARDS
 
 WAIT_SECONDS_MAX = 20.0
 
@@ -76,6 +79,28 @@ class PostgresBacking:
         """Let the server do something (PL/pgSQL) before it inserts a job."""
         await self.run(f"CREATE OR REPLACE FUNCTION hook() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$")
         await self.run("CREATE OR REPLACE TRIGGER hook BEFORE INSERT ON job FOR EACH ROW EXECUTE FUNCTION hook()")
+
+
+class ClusterBacking(PostgresBacking):
+    """A schema, ready for a cluster of `SHARDS` shards."""
+
+    def __init__(self, place: PostgresPlace) -> None:
+        super().__init__(place, timeout="3")
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, prepare(self.url, SHARDS, cluster=True)).result()
+
+    def register(self) -> PostgresRegister:
+        return PostgresRegister(self.url)
+
+    def claimed(self, shard: int, claim: Claim | None) -> PostgresStore:
+        return store_of_shard(self.url, shard, SHARDS, claim)
+
+    def lost(self) -> PostgresRegister:
+        return PostgresRegister(postgres_url("postgres://nobody@127.0.0.1:1/nowhere"))
+
+    async def damage(self, address: str) -> None:
+        await self.run("ALTER TABLE host ALTER boot DROP NOT NULL")
+        await self.run("UPDATE host SET boot = NULL WHERE address = $1", address)
 
 
 class Way:

@@ -8,9 +8,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from proteus_shards.cluster.model import Claim
 from proteus_shards.errors import SettingError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
-from proteus_shards.store.postgres import PostgresStore, store_of_shard
+from proteus_shards.store.postgres import PostgresStore
 from proteus_shards.store.postgres_errors import Doing
 from proteus_shards.store.postgres_kind import examine
 from proteus_shards.store.postgres_prepare import prepare, prepared_shards
@@ -27,29 +26,9 @@ from tests.store.exercise_register import (
     opened_register,
     queue_of_shard,
 )
-from tests.store.postgres_backing import PostgresBacking, postgres_url, until, way_to
+from tests.store.postgres_backing import ClusterBacking, until, way_to
 from tests.store.rows import in_asyncio, inserting, load_all, make_row, opened
-
-
-class ClusterBacking(PostgresBacking):
-    """A schema, ready for a cluster."""
-
-    def __init__(self, place: PostgresPlace) -> None:
-        super().__init__(place, timeout="3")
-        asyncio.run(prepare(self.url, SHARDS, cluster=True))
-
-    def register(self) -> PostgresRegister:
-        return PostgresRegister(self.url)
-
-    def claimed(self, shard: int, claim: Claim | None) -> PostgresStore:
-        return store_of_shard(self.url, shard, SHARDS, claim)
-
-    def lost(self) -> PostgresRegister:
-        return PostgresRegister(postgres_url("postgres://nobody@127.0.0.1:1/nowhere"))
-
-    async def damage(self, address: str) -> None:
-        await self.run("ALTER TABLE host ALTER boot DROP NOT NULL")
-        await self.run("UPDATE host SET boot = NULL WHERE address = $1", address)
+from tests.store.takeovers import take_over, without_for_share
 
 
 class TestPostgresRegister(RegisterExercise):
@@ -139,6 +118,23 @@ async def test_a_lease_that_is_gone_is_no_holding(backing: ClusterBacking) -> No
     async with opened_register(backing) as register:
         with pytest.raises(StoreFailed, match="lease of shard 1"):
             await register.look()
+
+
+@in_asyncio
+async def test_no_commit_of_an_older_owner_comes_after_the_next_one_has_loaded(backing: ClusterBacking) -> None:
+    """However often shards change hands; `python -m tests.store.takeovers postgres` does it 300 times."""
+    figures = await take_over(backing, 15)
+
+    assert (figures.takeovers, figures.fenced + figures.unknown, figures.wrong) == (15, 15, 0)
+
+
+@in_asyncio
+async def test_commits_that_do_not_lock_the_lease_would_be_found(backing: ClusterBacking) -> None:
+    """The same with a planted fault."""
+    with without_for_share():
+        figures = await take_over(backing, 45)
+
+    assert figures.late > 0
 
 
 # --- preparing ---------------------------------------------------------------------------------------------------
