@@ -4,7 +4,8 @@
 is about to touch, and then writes; the server runs it alone and logs it as one transaction. With `appendfsync always` the answer comes after the sync.
 
 **Fence.** `open` and `reopen` write a new token, a random name of this process and the epoch, into the shard's lease. Tokens are compared for being equal,
-not for being newer: a failover may bring back an older lease, and then nobody may write. No lock expires, no clock counts.
+not for being newer: a failover may bring back an older lease, and then nobody may write. No lock expires, no clock counts. With a claim, the same script
+looks at host and turn in the lease; what a failover does to these stands in redis_register.py.
 
 **A tail that was lost** (a restart without a sync, a failover to a replica that was behind) is seen by the number of the last batch: it is not the one that was
 acknowledged. The process then ends, and starts over from what the store has.
@@ -32,6 +33,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from proteus_shards.cluster.model import Claim
 from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import slots_of
 from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
@@ -52,7 +54,7 @@ from proteus_shards.store.redis_rows import (
 )
 from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
-from proteus_shards.store.redis_wire import Command, Script, Wire, within
+from proteus_shards.store.redis_wire import Argument, Command, Script, Wire, waiting_for_replicas, within
 
 log = logging.getLogger("proteus_shards.store")
 
@@ -63,7 +65,6 @@ LOAD_ROWS = 5000  # in a chunk
 LOAD_BYTES = 8 * 1024 * 1024  # of payloads, states and extras, or of records, in a chunk, about
 READ_ROWS = 500  # asked for at once
 READ_RECORDS = 100
-ANSWER_SHARE = 0.8  # of the time of a commit, for the replicas to answer in: the server tells how many did before we stop listening
 
 _LOST = "the store has lost acknowledged commits: it came back older than it was"
 
@@ -81,12 +82,13 @@ class RedisStore:
     batch_rows_max: int | None = BATCH_ROWS_MAX
     batch_bytes_max: int | None = BATCH_BYTES_MAX
 
-    def __init__(self, url: RedisUrl, shard: int, shards: int | None) -> None:
+    def __init__(self, url: RedisUrl, shard: int, shards: int | None, claim: Claim | None = None) -> None:
         self.durability = Durability.WEAK
         self.terms = "not yet asked"
         self._url = url
         self._shard = shard
         self._shards = shards
+        self._claimed: tuple[Argument, Argument] = ("", "") if claim is None else (claim.host, claim.turn)
         self._slots = slots_of(shard, shards or 1)
         self._owner = uuid.uuid4().hex
         self._where = f"redis {url.where}, shard {shard}"
@@ -152,7 +154,7 @@ class RedisStore:
         keys, _ = self._usable()
         parts = packed(batch)
         replicas = self._url.wait_replicas
-        after: list[Command] = [("WAIT", replicas, int(self._url.timeout_seconds * ANSWER_SHARE * 1000))] if replicas else []
+        after = waiting_for_replicas(self._url)
         try:
             async with within(self._url.timeout_seconds):
                 if not self._wire.usable:
@@ -335,7 +337,7 @@ class RedisStore:
         keys = tagged(f"{self._url.prefix}:trial:{self._owner}")
         await self._reach(keys)
         self._trial_keys = keys
-        await self._wire.run(_CREATE, keys.all, "", 0, LAYOUT)
+        await self._wire.run(_CREATE, keys.all, "", 0, LAYOUT, 0)
         return keys
 
     async def _take(self, keys: ShardKeys, expected: str) -> int:
@@ -344,6 +346,8 @@ class RedisStore:
         verdict, *rest = await self._run_take(keys, expected, "")
         if verdict == b"MOVING" and not expected and not await self._move_lives(rest[0]):
             verdict, *rest = await self._run_take(keys, expected, rest[0])
+        if verdict == b"CLAIMED":
+            raise self._ended(StoreFenced(f"{self._where}: it belongs to another host by now, or to this one in another turn"))
         if verdict == b"GONE" and not expected:
             raise StoreRefused(f"{self._where}: its keys are gone or just being moved")
         if verdict == b"MOVING" and not expected:
@@ -357,7 +361,7 @@ class RedisStore:
         return epoch
 
     async def _run_take(self, keys: ShardKeys, expected: str, pardoned: bytes | str) -> list[bytes]:
-        (answer,) = await self._wire.run(_TAKE, [keys.lease], self._owner, expected, self._epoch, pardoned, LAYOUT)
+        (answer,) = await self._wire.run(_TAKE, [keys.lease], self._owner, expected, self._epoch, pardoned, LAYOUT, *self._claimed)
         taken: list[bytes] = answer
         return taken
 

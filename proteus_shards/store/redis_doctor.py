@@ -19,9 +19,11 @@ from proteus_shards.store.findings import Finding
 from proteus_shards.store.redis import RedisStore
 from proteus_shards.store.redis_errors import ServerSaid, WireError, fault_of
 from proteus_shards.store.redis_place import common_key, read_manifest
+from proteus_shards.store.redis_register import RedisRegister
 from proteus_shards.store.redis_survey import VERSION_MIN, Survey, look
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Wire, within
+from proteus_shards.store.sharing import cluster_findings
 
 PINGS = 20
 COMMITS = 10
@@ -50,7 +52,9 @@ async def examine(url: RedisUrl) -> AsyncIterator[Finding]:
             yield finding
         yield await _round_trip(wire, url)
         yield await _clock(wire, url)
+        prepared = False
         async for finding in _prepared(wire, url):
+            prepared |= finding.level == "good"
             yield finding
     except WireError as error:
         yield _fault(fault_of(error, f"redis {url.where}"), url, missing=isinstance(error, ServerSaid) and error.code == "NOPERM")
@@ -58,6 +62,9 @@ async def examine(url: RedisUrl) -> AsyncIterator[Finding]:
     finally:
         await wire.close()
     if survey.role == "master" and not survey.loading:
+        if prepared:
+            async for finding in _hosts(url):
+                yield finding
         async for finding in _trial(url):
             yield finding
 
@@ -193,6 +200,18 @@ async def _prepared(wire: Wire, url: RedisUrl) -> AsyncIterator[Finding]:
             )
     if len(moves) > 2:
         yield Finding("note", "a move to another number of shards is under way, or was interrupted", "the next start cleans up")
+
+
+async def _hosts(url: RedisUrl) -> AsyncIterator[Finding]:
+    """Say which hosts share the place, if any do."""
+    register = RedisRegister(msgspec.structs.replace(url, allow_eviction=True))
+    try:
+        for finding in cluster_findings(await register.look()):
+            yield finding
+    except StoreError as error:
+        yield Finding("fault", str(error))
+    finally:
+        await register.close()
 
 
 async def _trial(url: RedisUrl) -> AsyncIterator[Finding]:

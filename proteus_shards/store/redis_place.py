@@ -4,7 +4,10 @@
     {proteus-shards}:moves           per generation that is not in force: how many shards it has, and whether it is being filled or is rubbish;
                                      and a copy of the manifest, so that its loss is seen
     {proteus-shards}:claims          the last number given to a generation; none is given twice
-    {proteus-shards:g4:s0}:lease     who owns shard 0 of generation 4: owner, epoch, token (both together), number of the last batch
+    {proteus-shards}:hosts           of a cluster of servers: by its address, what each host last wrote of itself; and
+    {proteus-shards}:draining        those that are to give their shards away (redis_register.py)
+    {proteus-shards:g4:s0}:lease     who owns shard 0 of generation 4: owner, epoch, token (both together), number of the last batch; and of a
+                                     cluster of servers: host and turn of the holding, and the host that it is wanted on
     {proteus-shards:g4:s0}:rows      see redis_rows.py; likewise :marks, :states, :extras and :records
 
 What is in braces decides the slot in a cluster: all keys of a shard are on one node, and one script may touch them.
@@ -73,7 +76,7 @@ def tagged(tag: str) -> ShardKeys:
 
 
 def common_key(url: RedisUrl, name: str) -> str:
-    """Return a key that is no shard's: manifest, moves or claims."""
+    """Return a key that is no shard's: manifest, moves, claims, hosts or draining."""
     return f"{{{url.prefix}}}:{name}"
 
 

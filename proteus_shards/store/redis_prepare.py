@@ -8,11 +8,14 @@ the manifest with what it was, is the commit point. The steps, each of which may
 
 1. Enter the new generation in `moves`, as being filled.
 2. Seal each old shard: its owner can write no more, and nobody can take it while this move lives.
-3. Make the new shards, above every old epoch, and copy field by field. Where a row or record belongs is in its field; rows are not decoded, and so keep their
+3. Make the new shards, above every old epoch and in the last turn, held by no host, and copy field by field. Where a row or record belongs is in its field; rows are not decoded, and so keep their
    numbers (seq is unique within a slot, and a slot moves as a whole) and even their damage.
 4. Count: as many rows, marks, states, extras and records there as here.
 5. Flip the manifest. The same script enters the old generation in `moves`, as rubbish.
 6. Remove what is rubbish.
+
+**A cluster of servers**: while hosts are registered, nothing moves; the flip sees to it that none has joined meanwhile. Of several hosts that make a new
+store at once, one does, and the others find it made when they look again.
 
 Whoever prepares begins by giving up all moves that are entered: a script makes each impossible to complete, and then its keys are removed. So the last to begin
 wins, what a crash left behind is cleaned up by the next start, and no time limit is needed anywhere. A shard that was sealed by a move that is given up is free again:
@@ -23,6 +26,8 @@ The data is there twice for a while: a server without the memory for it refuses,
 
 from __future__ import annotations
 
+import asyncio
+import random
 import uuid
 from collections.abc import Callable
 from typing import TypeAlias
@@ -38,6 +43,7 @@ from proteus_shards.store.redis_rows import pairs_packed, slot_of_field, slot_of
 from proteus_shards.store.redis_survey import check, look
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.redis_wire import Argument, Script, Wire, within
+from proteus_shards.store.sharing import check_sharing
 
 FILL_BYTES = 1 << 20  # in one script, about
 FILL_VALUES = 4000
@@ -49,18 +55,34 @@ _FLIP = Script("flip")
 _RAISE = Script("raise")
 _CANCEL = Script("cancel")
 
+ATTEMPTS_MAX = 10  # of a host of a cluster, while others prepare the same store
+PAUSE_FIRST_SECONDS = 0.1  # the bound, which doubles: the last to begin must have the time to end
+
 Step: TypeAlias = Callable[[str], None]
+
+
+class Overtaken(StoreRefused):
+    """Another process prepared the same store just now."""
+
+    def __init__(self, url: RedisUrl) -> None:
+        super().__init__(f"redis {url.where}: another process prepared the same store just now")
 
 
 def _no_step(_name: str) -> None:
     """Do nothing between the steps."""
 
 
-async def prepare(url: RedisUrl, shards: int, step: Step = _no_step) -> str | None:
+async def prepare(url: RedisUrl, shards: int, step: Step = _no_step, *, cluster: bool = False) -> str | None:
     """Create the store or move its rows. Returns what was moved, in one line, or None. `step` is called after each step, by name."""
     wires = Wires(url)
     try:
-        return await Preparation(url, wires, step).run(shards)
+        for attempt in range(ATTEMPTS_MAX if cluster else 1):
+            try:
+                return await Preparation(url, wires, step).run(shards, cluster=cluster)
+            except Overtaken as error:
+                overtaken = error
+                await asyncio.sleep(random.uniform(0, PAUSE_FIRST_SECONDS * 2**attempt))  # noqa: S311  # nothing secret in it
+        raise overtaken
     except WireError as error:
         raise fault_of(error, f"redis {url.where}") from error
     finally:
@@ -141,9 +163,10 @@ class Preparation:
         self._step = step
         self._manifest_key = common_key(url, "manifest")
         self._moves = common_key(url, "moves")
+        self._hosts = common_key(url, "hosts")
         self._token = f"move:{uuid.uuid4().hex}"
 
-    async def run(self, shards: int) -> str | None:
+    async def run(self, shards: int, *, cluster: bool) -> str | None:
         """Do it."""
         url = self._url
         wire = await self._wires.wire_of(self._manifest_key)
@@ -151,6 +174,9 @@ class Preparation:
             await wire.call("EXISTS", self._manifest_key)
             check(await look(wire), url)
             old, stored = await read_manifest(wire, url)
+            hosts = await wire.call("HGETALL", self._hosts)
+        if old is not None:
+            check_sharing([name.decode(errors="replace") for name in hosts[::2]], old.shards, shards, cluster=cluster)
         await self._clean_up()
         if old is not None and old.older:
             old, stored = await self._raise(old, stored)
@@ -168,10 +194,11 @@ class Preparation:
             raise
         new = msgspec.json.encode(Manifest(LAYOUT, ROW_VERSION, generation, shards))
         rubbish = (old.generation, _rubbish(old.shards)) if old is not None else ("", "")
-        verdict = await self._wires.run(_FLIP, (self._manifest_key, self._moves), stored, new, generation, _filling(shards), *rubbish)
+        keys = (self._manifest_key, self._moves, self._hosts)
+        verdict = await self._wires.run(_FLIP, keys, stored, new, generation, _filling(shards), *rubbish)
         if verdict != b"OK":
             await self._give_up(generation, shards)
-            raise StoreRefused(f"redis {url.where}: another process prepared the same store just now")
+            raise Overtaken(url)
         self._step("flipped")
         await self._clean_up()
         return f"moved {moved:,} stored jobs from {old.shards} to {shards} shards" if old is not None else None
@@ -181,7 +208,7 @@ class Preparation:
         manifest = Manifest(LAYOUT, ROW_VERSION, old.generation, old.shards)
         new = msgspec.json.encode(manifest)
         if await self._wires.run(_RAISE, (self._manifest_key, self._moves), stored, new) != b"OK":
-            raise StoreRefused(f"redis {self._url.where}: another process prepared the same store just now")
+            raise Overtaken(self._url)
         self._step("raised")
         return manifest, new
 
@@ -200,20 +227,21 @@ class Preparation:
     async def _fill(self, old: Manifest | None, generation: int, shards: int) -> int:
         """Make the new shards and copy what the old ones hold. Returns the number of rows."""
         sources = [shard_keys(self._url, old.generation, shard) for shard in range(old.shards)] if old is not None else []
-        epoch = 0
+        epoch = turn = 0
         for source in sources:
             answer = await self._wires.run(_SEAL, (source.lease,), generation)
             assert isinstance(answer, list)
             if answer[0] != b"OK":
                 wire = await self._wires.wire_of(self._manifest_key)
                 if (await read_manifest(wire, self._url))[0] != old:
-                    raise StoreRefused(f"redis {self._url.where}: another process moved the same store just now")
+                    raise Overtaken(self._url)
                 raise StoreError(f"redis {self._url.where}: the key {source.lease} is gone: restore it from a backup")
             epoch = max(epoch, int(answer[1]) + 1)
+            turn = max(turn, int(answer[2]))
         self._step("sealed")
         targets = [shard_keys(self._url, generation, shard) for shard in range(shards)]
         for target in targets:
-            if await self._wires.run(_CREATE, target.all, self._token, epoch, LAYOUT) != b"OK":
+            if await self._wires.run(_CREATE, target.all, self._token, epoch, LAYOUT, turn) != b"OK":
                 raise StoreError(f"redis {self._url.where}: {target.lease} is taken: another program uses the prefix {self._url.prefix}")
         self._step("created")
         moved = 0
@@ -257,7 +285,7 @@ class Preparation:
 
     async def _put(self, target: ShardKeys, name: str, buffer: list[bytes]) -> None:
         if buffer and await self._wires.run(_FILL, (target.lease, getattr(target, name)), self._token, pairs_packed(buffer)) != b"OK":
-            raise StoreRefused(f"redis {self._url.where}: another process prepares the same store")
+            raise Overtaken(self._url)
         buffer.clear()
 
     async def _length(self, key: str) -> int:

@@ -2,10 +2,10 @@
 --
 -- KEYS: lease
 -- ARGV: number of the move
--- Returns OK and the epoch, or GONE.
+-- Returns OK, the epoch and the turn, or GONE.
 
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
-if not epoch then return { 'GONE' } end
+local held = redis.call('HMGET', KEYS[1], 'epoch', 'turn')
+if not held[1] then return { 'GONE' } end
 redis.call('HDEL', KEYS[1], 'token', 'owner') -- first: a full memory lets it pass, and what follows with it
 redis.call('HSET', KEYS[1], 'moving', ARGV[1], 'owner', '')
-return { 'OK', epoch }
+return { 'OK', held[1], held[2] or '0' }

@@ -23,6 +23,7 @@ from proteus_shards.store.redis_errors import ServerSaid, Unanswered, Unreached,
 from proteus_shards.store.redis_url import RedisUrl
 
 REDIRECTS_MAX = 5
+ANSWER_SHARE = 0.8  # of the time of a call, for the replicas to answer in: the server tells how many did before we stop listening
 READ_BYTES = 256 * 1024  # asked of the socket at once
 
 Node: TypeAlias = tuple[str, int]
@@ -96,11 +97,15 @@ class Wire:
             answers = await self._answers([whole, *after])
         if not isinstance(answers[0], RedisError) and any(isinstance(answer, RedisError) for answer in answers):
             raise Unanswered("the script was run, but not what was to follow it")
-        return _whole(answers)
+        return without_errors(answers)
 
     async def call_all(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands together and return their answers. Raises for the first that is an error, once all are read."""
-        return _whole(await self._answers(commands))
+        return without_errors(await self._answers(commands))
+
+    async def try_all(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands together and return their answers, errors of the driver's among them. Sent on, in a cluster, only where the first must be."""
+        return await self._answers(commands)
 
     async def learn_nodes(self) -> None:
         """In a cluster, ask for all nodes, so that the loss of those of the URL is no loss of the way."""
@@ -193,7 +198,13 @@ async def _answer(connection: Any) -> Any:
         return error
 
 
-def _whole(answers: list[Any]) -> list[Any]:
+def waiting_for_replicas(url: RedisUrl) -> list[Command]:
+    """Return what is to be sent behind a change: where the URL asks for it, a wait, whose answer is how many replicas have the change."""
+    return [("WAIT", url.wait_replicas, int(url.timeout_seconds * ANSWER_SHARE * 1000))] if url.wait_replicas else []
+
+
+def without_errors(answers: list[Any]) -> list[Any]:
+    """Return answers, or raise for the first that is an error."""
     for answer in answers:
         if isinstance(answer, RedisError):
             raise ServerSaid(code_of(answer) or "ERR") from None
