@@ -81,6 +81,9 @@ class Wire:
         connection, self._connection = self._connection, None
         self._known.clear()
         if connection is not None:
+            writer = getattr(connection, "_writer", None)
+            if self._url.tls is not None and writer is not None:
+                writer.transport.abort()  # an orderly end of TLS takes the peer's answer, for which the loop may not live long enough
             await connection.disconnect(nowait=True)
 
     async def call(self, *command: Argument) -> Any:
