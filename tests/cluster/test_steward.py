@@ -1,0 +1,437 @@
+"""Hosts that share shards through a register, in virtual time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from proteus_shards.cluster.model import NOBODY, Claim, Holding
+from proteus_shards.cluster.spread import spread
+from proteus_shards.cluster.steward import Drain, Fault, Leave, Look, Over, Rest, Run, Steward, Want
+from tests.cluster.clusters import LEASE_SECONDS, Book, Cluster, Site
+
+SETTLE_SECONDS = 40.0
+
+
+def test_a_lone_host_takes_all_shards() -> None:
+    """It joins, claims and serves all of them."""
+    cluster = Cluster(5)
+    cluster.add("a:1")
+    cluster.run(2)
+
+    assert cluster.shares() == {"a:1": 5}
+
+
+def test_shares_are_floor_or_ceiling_and_then_nothing_moves() -> None:
+    """Three hosts that come one after the other end with 3, 3 and 2 of 8."""
+    cluster = Cluster(8)
+    for address in ("a:1", "b:1", "c:1"):
+        cluster.add(address)
+        cluster.run(20)
+    hands = cluster.book.hands
+    cluster.run(300)
+
+    assert sorted(cluster.shares().values()) == [2, 3, 3]
+    assert cluster.settled()
+    assert cluster.book.hands == hands
+
+
+def test_a_joining_host_takes_no_more_than_its_share() -> None:
+    """Four of the eight shards of two hosts stay where they were when a third one comes, and none moves twice."""
+    cluster = Cluster(8)
+    cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(20)
+    hands = cluster.book.hands
+    cluster.add("c:1")
+    cluster.run(60)
+
+    assert cluster.book.hands == hands + 2
+
+
+def test_a_dead_host_loses_its_shards_within_a_lease_and_two_seconds() -> None:
+    """Whenever it dies, the others serve its shards in time."""
+    for moment in (20.0, 20.9, 21.8, 22.5):
+        cluster = Cluster(6)
+        for address in ("a:1", "b:1", "c:1"):
+            cluster.add(address)
+        cluster.run(moment)
+        assert cluster.settled()
+        cluster.kill(cluster.sites[0])
+        cluster.run(LEASE_SECONDS + 2)
+
+        assert cluster.shares() == {"b:1": 3, "c:1": 3}
+
+
+def test_a_host_without_its_register_stops_before_others_may_claim() -> None:
+    """Its shards end before anyone else opens them."""
+    cluster = Cluster(4)
+    a = cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    a.cut = True
+    overlaps: list[int] = []
+
+    def see() -> None:
+        mine = set(a.processes) - set(a.ends)
+        overlaps.extend(mine & set(cluster.sites[1].epochs))
+
+    cluster.run(30, see=see)
+
+    assert not overlaps
+    assert not a.processes
+    assert cluster.shares()["b:1"] == 4
+
+
+def test_all_hosts_without_their_register_go_on_where_they_were() -> None:
+    """Nobody takes another's shards for having seen no beat while there was none to be seen."""
+    cluster = Cluster(6)
+    for address in ("a:1", "b:1", "c:1"):
+        cluster.add(address)
+    cluster.run(40)
+    held = [holding.host for holding in cluster.book.holdings]
+    hands = cluster.book.hands
+    for site in cluster.sites:
+        site.cut = True
+    cluster.run(40)
+    assert not any(site.processes for site in cluster.sites)
+    for site in cluster.sites:
+        site.cut = False
+    cluster.run(20)
+
+    assert cluster.settled()
+    assert [holding.host for holding in cluster.book.holdings] == held
+    assert cluster.book.hands == hands
+
+
+def test_a_host_that_was_stopped_for_long_commits_nothing_and_comes_back() -> None:
+    """Its epochs are old when it wakes, and it gets a share again."""
+    cluster = Cluster(4)
+    a = cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    a.stopped = True
+    cluster.run(40)
+    served = a.serves()
+    a.stopped = False
+    cluster.run(40)
+
+    assert not served
+    assert cluster.settled()
+    assert cluster.shares() == {"a:1": 2, "b:1": 2}
+
+
+def test_a_leaving_host_gives_everything_away_first() -> None:
+    """Its row goes last, and each shard changed hands once."""
+    cluster = Cluster(6)
+    a = cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    hands = cluster.book.hands
+    a.steward.leave()
+    cluster.run(6)
+
+    assert a.left
+    assert set(cluster.book.hosts) == {"b:1"}
+    assert cluster.book.hands == hands + 3
+    cluster.kill(a)
+    assert cluster.settled()
+
+
+def test_the_last_host_leaves_its_shards_to_nobody() -> None:
+    """So the next one that comes need not wait for anyone's death."""
+    cluster = Cluster(3)
+    a = cluster.add("a:1")
+    cluster.run(10)
+    a.steward.leave()
+    cluster.run(3)
+    assert a.left
+    assert {holding.host for holding in cluster.book.holdings} == {NOBODY}
+    cluster.kill(a)
+    cluster.add("b:1")
+    cluster.run(2)
+
+    assert cluster.settled()
+
+
+def test_hosts_that_leave_together_do_not_hand_to_each_other() -> None:
+    """Whoever drains gets nothing."""
+    cluster = Cluster(6)
+    for address in ("a:1", "b:1", "c:1"):
+        cluster.add(address)
+    cluster.run(40)
+    for site in cluster.sites:
+        site.steward.leave()
+    cluster.run(20)
+
+    assert all(site.left for site in cluster.sites)
+    assert not cluster.book.hosts
+    assert cluster.book.hands <= 6 + 3 + 2 + 6 + 3  # claims, two joins, and few that were handed twice since a look was old
+
+
+def test_a_restarted_host_takes_its_own_shards_back_at_once() -> None:
+    """A new boot at the same address claims what the address held, without waiting for its own death."""
+    cluster = Cluster(4)
+    a = cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    before = [holding.host for holding in cluster.book.holdings]
+    cluster.kill(a)
+    cluster.add("a:1", boot="2")
+    cluster.run(2)
+
+    assert cluster.settled()
+    assert [holding.host for holding in cluster.book.holdings] == before
+
+
+def test_a_host_that_was_replaced_stops_everything() -> None:
+    """The one whose boot stands in the row goes on."""
+    cluster = Cluster(4)
+    a = cluster.add("a:1")
+    cluster.run(10)
+    b = cluster.add("a:1", boot="2")
+    cluster.run(10)
+
+    assert a.replaced
+    assert not a.processes
+    assert b.serves() == {0, 1, 2, 3}
+    assert a.steward.step(cluster.now) == Over(replaced=True)
+
+
+def test_a_node_that_starts_again_keeps_what_runs() -> None:
+    """The same boot goes on under the same claims, and no shard is stopped meanwhile."""
+    cluster = Cluster(3)
+    a = cluster.add("a:1")
+    cluster.run(10)
+    claims = dict(a.processes)
+    a.steward = Steward("a:1", "1", "1", LEASE_SECONDS, running=claims.values())
+    assert a.steward.runs(cluster.now) is None
+    cluster.run(10)
+
+    assert a.processes == claims
+    assert cluster.settled()
+
+
+def test_an_operators_wish_moves_a_shard_and_pins_it() -> None:
+    """It goes where it is wanted and stays, though another has to go the other way for it."""
+    cluster = Cluster(4)
+    cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    shard = next(holding.shard for holding in cluster.book.holdings if holding.host == "a:1")
+    cluster.book.take(Want(shard, "b:1"))
+    cluster.run(60)
+
+    assert cluster.book.holdings[shard] == Holding(
+        shard, "b:1", cluster.book.holdings[shard].turn, cluster.book.holdings[shard].epoch, "b:1"
+    )
+    assert cluster.shares() == {"a:1": 2, "b:1": 2}
+
+
+def test_a_draining_host_serves_nothing_and_may_take_shards_again() -> None:
+    """It stays in the cluster."""
+    cluster = Cluster(6)
+    for address in ("a:1", "b:1", "c:1"):
+        cluster.add(address)
+    cluster.run(40)
+    cluster.book.take(Drain("b:1", draining=True))
+    cluster.run(40)
+    assert cluster.shares() == {"a:1": 3, "b:1": 0, "c:1": 3}
+    assert cluster.settled()
+    cluster.book.take(Drain("b:1", draining=False))
+    cluster.run(40)
+
+    assert cluster.shares() == {"a:1": 2, "b:1": 2, "c:1": 2}
+
+
+def test_a_cluster_in_which_all_drain_goes_on_serving() -> None:
+    """Somebody has to."""
+    cluster = Cluster(4)
+    cluster.add("a:1")
+    b = cluster.add("b:1")
+    cluster.run(30)
+    for address in ("a:1", "b:1"):
+        cluster.book.take(Drain(address, draining=True))
+    cluster.run(20)
+    assert cluster.shares() == {"a:1": 2, "b:1": 2}
+    cluster.kill(b)
+    cluster.run(20)
+
+    assert cluster.shares() == {"a:1": 4}
+
+
+def test_a_forgotten_host_that_is_alive_after_all_joins_again() -> None:
+    """Nothing is left without an owner."""
+    cluster = Cluster(4)
+    cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    cluster.book.take(Leave("b:1"))
+    cluster.run(30)
+
+    assert cluster.settled()
+    assert set(cluster.book.hosts) == {"a:1", "b:1"}
+
+
+def test_a_claim_that_is_refused_is_made_anew() -> None:
+    """A process that was fenced is not started again under its claim, but under a new one where the holding is still this host's."""
+    cluster = Cluster(2)
+    a = cluster.add("a:1")
+    cluster.run(10)
+    claim = a.processes[1]
+    a._end(1, fenced=True)
+    cluster.run(5)
+
+    assert a.processes[1] == Claim(1, "a:1", claim.turn + 1)
+    assert a.steward.counters["fenced"] == 1
+
+
+def test_a_new_host_is_told_who_may_have_luggage() -> None:
+    """The one that has handed a shard over."""
+    cluster = Cluster(2)
+    cluster.add("a:1")
+    cluster.run(10)
+    b = cluster.add("b:1")
+    cluster.run(20)
+    (claim,) = b.processes.values()
+
+    assert b.steward.runs(cluster.now) == (Run(claim, ("a:1",)),)
+
+
+@pytest.mark.parametrize(
+    ("wish", "fault"),
+    [
+        (Want(7, "a:1"), Fault("there is no shard 7", missing=True)),
+        (Want(0, "x:1"), Fault("there is no host x:1", missing=True)),
+        (Want(0, "b:1"), Fault("b:1 is dead")),
+        (Want(0, "c:1"), Fault("c:1 is draining")),
+        (Want(0, "a:1"), None),
+        (Want(0, NOBODY), None),
+        (Drain("x:1", draining=True), Fault("there is no host x:1", missing=True)),
+        (Drain("c:1", draining=False), None),
+        (Leave("a:1"), Fault("a:1 is alive; drain it and stop it instead")),
+        (Leave("c:1"), Fault("c:1 is alive; drain it and stop it instead")),
+        (Leave("b:1"), None),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_refused(wish: Want | Drain | Leave, fault: Fault | None) -> None:
+    """By a host that sees why."""
+    cluster = Cluster(3)
+    a, b, _ = cluster.add("a:1"), cluster.add("b:1"), cluster.add("c:1")
+    cluster.run(20)
+    cluster.kill(b)
+    cluster.run(20)
+    cluster.book.take(Drain("c:1", draining=True))
+    cluster.run(5)
+
+    assert a.steward.fault_of(wish) == fault
+
+
+def test_what_changed_is_seen_at_once_when_somebody_says_so() -> None:
+    """A nudge brings the next look forward."""
+    cluster = Cluster(2)
+    a = cluster.add("a:1")
+    cluster.run(10)
+    resting = a.steward.step(cluster.now)
+    a.steward.nudge(1, 5, "b:1")
+
+    assert isinstance(resting, Rest)
+    assert a.steward.step(cluster.now) == Look()
+
+
+@given(
+    st.lists(
+        st.builds(Holding, st.just(0), st.sampled_from(["", "a", "b", "c", "x"]), wanted=st.sampled_from(["", "", "", "b", "x"])),
+        max_size=40,
+    ),
+    st.sets(st.sampled_from(["a", "b", "c", "d"])),
+)
+def test_a_spread_is_even_and_moves_as_little_as_it_can(drawn: list[Holding], takers: set[str]) -> None:
+    """Beside pins, shares differ by one at most, and a second spread changes nothing."""
+    holdings = [Holding(shard, holding.host, wanted=holding.wanted) for shard, holding in enumerate(drawn)]
+    targets = spread(holdings, takers)
+    pinned = {holding.shard for holding in holdings if holding.wanted in takers}
+    counts = {address: sum(target == address for target in targets.values()) for address in takers}
+    free = {address: counts[address] - sum(targets[shard] == address for shard in pinned) for address in takers}
+    after = [Holding(holding.shard, targets[holding.shard], wanted=holding.wanted) for holding in holdings]
+
+    assert list(range(len(holdings))) == sorted(targets)
+    assert all(counts[rich] - min(counts.values()) <= 1 for rich in takers if free[rich])
+    assert spread(after, takers) == targets
+    assert all(targets[shard] == holdings[shard].wanted for shard in pinned)
+    if not takers:
+        assert set(targets.values()) <= {NOBODY}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32), shards=st.integers(1, 12))
+def test_whatever_happens_every_shard_is_served_once_after_healing(seed: int, shards: int) -> None:
+    """Lost calls, stopped hosts, hosts that are cut off, joins, deaths, restarts and leaves: then shares are even, and nothing moves."""
+    chance = random.Random(seed)
+    cluster = Cluster(shards)
+    names = ["a:1", "b:1", "c:1", "d:1", "e:1"]
+    cluster.add("a:1")
+
+    def see() -> None:
+        served = [shard for site in cluster.sites for shard in site.serves()]
+        assert len(served) == len(set(served))  # the store's fence: no two can commit
+
+    for _ in range(chance.randint(5, 25)):
+        _strike(cluster, chance, names)
+        cluster.run(chance.choice([0.05, 0.5, 3.0, 12.0]), chance if chance.random() < 0.5 else None, see)
+    for site in cluster.sites:
+        site.stopped = site.cut = False
+    if not any(not (site.left or site.replaced) for site in cluster.sites):
+        cluster.add("f:1")
+    cluster.run(SETTLE_SECONDS)
+    for site in [site for site in cluster.sites if site.left or site.replaced]:
+        cluster.kill(site)
+    if not cluster.sites:
+        cluster.add("g:1")
+    cluster.run(SETTLE_SECONDS, see=see)
+
+    assert cluster.settled()
+    hands = cluster.book.hands
+    cluster.run(SETTLE_SECONDS, see=see)
+    assert cluster.book.hands == hands
+
+
+def _strike(cluster: Cluster, chance: random.Random, names: list[str]) -> None:
+    living = [site for site in cluster.sites if not (site.left or site.replaced)]
+    free = [name for name in names if name not in {site.address for site in cluster.sites}]
+    site: Site | None = chance.choice(living) if living else None
+    kind = chance.choice(["join", "join", "kill", "restart", "leave", "stop", "cut", "heal", "want", "drain"])
+    if kind == "join" and free:
+        cluster.add(chance.choice(free), boot=f"n{chance.random()}", skew=chance.uniform(-500, 500))
+    elif site is None:
+        return
+    elif kind == "kill":
+        cluster.kill(site)
+    elif kind == "restart":
+        cluster.kill(site)
+        cluster.add(site.address, boot=f"r{chance.random()}")
+    elif kind == "leave":
+        site.steward.leave()
+    elif kind == "stop":
+        site.stopped = True
+    elif kind == "cut":
+        site.cut = True
+    elif kind == "heal":
+        for other in cluster.sites:
+            other.stopped = other.cut = False
+    elif kind == "want":
+        cluster.book.take(Want(chance.randrange(len(cluster.book.holdings)), site.address))
+    elif kind == "drain" and site.address in cluster.book.hosts:
+        cluster.book.take(Drain(site.address, draining=chance.random() < 0.5))
+
+
+def test_a_book_is_a_register() -> None:
+    """A hand with another turn changes nothing."""
+    book = Book(1)
+    book.holdings[0] = Holding(0, "a:1", 3)
+
+    assert not book.open(Claim(0, "a:1", 2))
+    assert book.open(Claim(0, "a:1", 3))
