@@ -370,6 +370,7 @@ class Steward:
         own = next((host for host in view.hosts if host.address == self._address), None)
         if own is not None and own.boot == self._boot:
             self._joined = True
+            self._drain_said = own.draining  # an operator may have taken it back
             self._beat = max(self._beat, own.beat)
         elif own is not None and self._joined:
             self._replaced = True
