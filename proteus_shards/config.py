@@ -238,10 +238,14 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """What a child writes instead, where it cannot start. `final`: starting it again would not help."""
+    """What a child writes instead, where it cannot start. `final`: starting it again would not help.
+
+    `fenced`: another owner has the shard, so this process's claim is over. That may come after `Ready`, too.
+    """
 
     detail: str
     final: bool = False
+    fenced: bool = False
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):

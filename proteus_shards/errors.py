@@ -67,5 +67,9 @@ class RowError(ProteusError):
     """A stored row does not describe a job."""
 
 
+class LuggageError(ProteusError):
+    """What another process of a shard left behind cannot be taken in."""
+
+
 class RecordError(ProteusError):
     """A stored record does not say what it should."""

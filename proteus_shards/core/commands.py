@@ -142,6 +142,7 @@ class Reason(IntEnum):
     FULL = 5  # surely without effect; a limit is reached (jobs, bytes, waiting polls)
     UNKNOWN = 6  # may have had an effect
     FAULT = 7  # a bug or a fault inside; may have had an effect
+    MOVED = 8  # surely without effect; the shard moves to another process, which may be asked at once
 
 
 class Done(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=101):

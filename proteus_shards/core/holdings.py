@@ -31,7 +31,7 @@ WALL_STEP_US = 60 * SECOND_US  # a wall clock that gains this much on the monoto
 
 Key: TypeAlias = "Hashable"
 
-_STATUSES = tuple(Status)
+STATUSES = tuple(Status)
 _OF_MANY = frozenset({"purged", "redriven", "fired", "missed"})  # notes whose counters have their names
 
 
@@ -134,7 +134,7 @@ class Holdings:
             else:
                 fault = self._misplaced(row)
                 if fault is None:
-                    self._settle_in(job, _STATUSES[row.status])
+                    self._settle_in(job, STATUSES[row.status])
                     if job.status is IN_FLIGHT:
                         self._recovered_runs.append(job)
             if fault is not None:

@@ -195,14 +195,15 @@ def _write(segment: Segment, job: Job, parts: int) -> None:
     else:
         job.stored = True
         segment.inserted.append(job)
-        segment.batch.inserts.append(_row(job, slot))
+        segment.batch.inserts.append(row_of(job, slot))
 
 
 def _status(job: Job) -> int:
     return Status.READY if job.status is Status.SCHEDULED else job.status
 
 
-def _row(job: Job, slot: int) -> Row:
+def row_of(job: Job, slot: int) -> Row:
+    """Return the row of a job as it is now."""
     return Row(
         slot,
         job.seq,

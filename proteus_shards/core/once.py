@@ -71,7 +71,7 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
     stored: bool = True
 
 
-_encode = msgspec.msgpack.Encoder().encode
+pack_kept: Callable[[_Kept], bytes] = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
@@ -163,7 +163,7 @@ class Once(Spans):
         final = any(refusal is None or refusal.reason not in _FOR_NOW for refusal in refusals)
         stored = any(job.persist for _, job, *_ in changes) or (known is not None and known.stored)
         kept = _Kept(command.digest, known.at if known is not None else self._clock, refusals, stored)
-        value = _encode(kept) if stored else b""
+        value = pack_kept(kept) if stored else b""
         if len(value) > RECORD_BYTES_MAX:
             self._take_back(changes)
             detail = f"the answer would have {len(value)} bytes, more than can be kept ({RECORD_BYTES_MAX}): send fewer jobs at once"

@@ -269,6 +269,17 @@ class Queue:
         if (rate := self.settings.rate) is not None:
             self._full_at = max(self._full_at, now * rate.jobs) + jobs * _token(rate)
 
+    def spent(self, now: int) -> tuple[RateSettings | None, int]:
+        """Return what is missing in the bucket, in its own units, and of which rate it is. None: it is full."""
+        missing = self._full_at - now * self._rate.jobs if self._rate is not None else 0
+        return (self._rate, missing) if missing > 0 else (None, 0)
+
+    def take_over(self, rate: RateSettings, missing: int, now: int) -> None:
+        """Go on with the bucket of another process, of which so much is missing."""
+        if self.settings.rate in (None, rate):
+            self._rate = rate
+            self._full_at = now * rate.jobs + max(0, min(missing, _capacity(rate)))
+
     def _change_bucket(self, rate: RateSettings, now: int) -> None:
         """Go on with another rate, of whose bucket the same share is spent; in doubt a little more."""
         before, self._rate = self._rate, rate

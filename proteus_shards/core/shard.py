@@ -53,9 +53,9 @@ from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
 from proteus_shards.core.extras import Extras, pack_extras, slim
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
+from proteus_shards.core.luggage import Luggage
 from proteus_shards.core.measures import ENQUEUED
 from proteus_shards.core.model import SECOND_US, TIME_US_MAX, Job, RecordKey, RowKey
-from proteus_shards.core.once import Once
 from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
 from proteus_shards.core.recurring import Recurring
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 _ENQUEUE, _SCHEDULE = TRANSITIONS[Verb.ENQUEUE][GONE], TRANSITIONS[Verb.SCHEDULE][GONE]
 
 
-class Shard(Once, Recurring):
+class Shard(Luggage, Recurring):
     """The queues of one shard, as commands see them."""
 
     def __init__(

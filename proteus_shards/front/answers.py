@@ -35,6 +35,7 @@ STATUSES: dict[Reason, int] = {
     Reason.FULL: 429,
     Reason.UNKNOWN: 503,
     Reason.FAULT: 500,
+    Reason.MOVED: 429,
 }
 RETRYABLE = frozenset({408, 429, 503})
 WITH_RETRY_AFTER = frozenset({429, 503})

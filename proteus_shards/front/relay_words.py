@@ -90,7 +90,7 @@ def refused_text(dialect: Dialect, queue: str, job_id: str, refused: Refused) ->
             return text(409, exists(queue, job_id))
         case Reason.NOT_FOUND:
             return text(404, not_found(queue, job_id))
-        case Reason.BUSY | Reason.FULL:
+        case Reason.BUSY | Reason.FULL | Reason.MOVED:
             return text(dialect.busy, dialect.backend(refused.detail, retryable=True), refused.retry_after)
         case _:
             status = STATUSES[refused.reason]
@@ -99,7 +99,7 @@ def refused_text(dialect: Dialect, queue: str, job_id: str, refused: Refused) ->
 
 def refused_silently(dialect: Dialect, refused: Refused) -> Answer:
     """Return the answer to a refused command by its status alone."""
-    status = dialect.busy if refused.reason in (Reason.BUSY, Reason.FULL) else STATUSES[refused.reason]
+    status = dialect.busy if refused.reason in (Reason.BUSY, Reason.FULL, Reason.MOVED) else STATUSES[refused.reason]
     return Problem(status=status, detail=refused.detail, plain="", retry_after=refused.retry_after).answer()
 
 
@@ -241,6 +241,6 @@ class Shares:
             self._on_answer(Answer(202), ())
             return
         job, refused = refusals[0]
-        if len(refusals) < len(self._jobs) and refused.reason in (Reason.BUSY, Reason.FULL):
+        if len(refusals) < len(self._jobs) and refused.reason in (Reason.BUSY, Reason.FULL, Reason.MOVED):
             refused = msgspec.structs.replace(refused, reason=Reason.UNKNOWN)  # the others had their effect
         self._on_answer(refused_text(self._dialect, job.queue, job.id, refused), ())

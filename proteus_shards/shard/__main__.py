@@ -2,6 +2,9 @@
 
 It ends by itself: with 0 after SIGTERM or when the supervisor is gone (its standard input closes), everything under way
 being committed first; with 1 where its store or a bug makes going on unsafe. The supervisor starts it again, and it recovers.
+
+In a cluster it has a claim. It leaves luggage when it ends in order, and takes in what it is given (`luggage.py`). Where another owner has the shard, it says so (`Failed.fenced`),
+for it must not be started again under that claim.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from proteus_shards import logs
@@ -21,11 +25,12 @@ from proteus_shards.boot import STDIN, beat, read_boot, report
 from proteus_shards.config import BEAT_SECONDS, Failed, Ready, Settings, ShardBoot, socket_path
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.shard import Shard
-from proteus_shards.errors import ProteusError, StoreRefused, StoreUnknown
+from proteus_shards.errors import ProteusError, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.memory import Memory
 from proteus_shards.shard.calendar import CronCalendar
 from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
+from proteus_shards.shard.luggage import leave_luggage, take_luggage
 from proteus_shards.shard.meter import Meter
 from proteus_shards.shard.pump import Pump
 from proteus_shards.shard.queues_file import first_settings
@@ -90,17 +95,17 @@ def limits_of(settings: Settings, store: Store) -> Limits:
 async def serve(boot: ShardBoot) -> int:
     """Recover, listen, and work until told to end. Returns the exit status."""
     settings = boot.settings
-    store = make_store(settings.store, boot.shard, settings.shards)
+    store = make_store(settings.store, boot.shard, settings.shards, boot.claim)
     required = Durability(settings.require_durability)
     meter = Meter(Tally(boot.run_dir, f"shard-{boot.shard}"), settings.metrics_queues_max)
     core = Shard(limits_of(settings, store), run_ids(), random.random, CronCalendar())
-    pump = Pump(core, store, read_clocks, index=boot.shard, required=required, meter=meter)
+    pump = Pump(core, store, read_clocks, index=boot.shard, required=required, meter=meter, moves=boot.claim is not None)
     ending = asyncio.Event()
     _watch_lifeline(ending)
     asyncio.get_running_loop().set_exception_handler(fail_stop)
     beating = asyncio.create_task(_beat_forever())
     try:
-        await patiently(pump.recover)
+        await patiently(partial(pump.recover, partial(take_luggage, core, boot)))
         pump.carry_out(first_settings(boot))
         gc.collect()
         gc.freeze()  # what was recovered is no garbage, and should not be looked through for it
@@ -108,7 +113,8 @@ async def serve(boot: ShardBoot) -> int:
         await listener.start()
     except ProteusError as error:
         log.error("shard cannot start", extra={"error": str(error)})  # noqa: TRY400  # an expected fault, told in one line
-        report(Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown)))
+        fenced = boot.claim is not None and isinstance(error, StoreFenced)
+        report(Failed(str(error), final=not fenced and not isinstance(error, StoreRefused | StoreUnknown), fenced=fenced))
         await store.close()
         beating.cancel()
         return 1
@@ -124,9 +130,15 @@ async def serve(boot: ShardBoot) -> int:
         draining.cancel()
     failed = pumping.done()
     if failed:
-        log.critical("shard ends", exc_info=pumping.exception())
+        fault = pumping.exception()
+        log.critical("shard ends", exc_info=fault)
+        if boot.claim is not None and isinstance(fault, StoreFenced):
+            report(Failed(str(fault), fenced=True))
     pumping.cancel()
     stopping.cancel()
+    if not failed:
+        pump.stop()
+        await leave_luggage(core, boot)
     await listener.close()
     await store.close()
     counting.cancel()

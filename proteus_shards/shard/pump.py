@@ -50,7 +50,7 @@ from proteus_shards.shard.meter import Meter
 from proteus_shards.store.contract import Damaged, Durability, check_durability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from proteus_shards.core.commands import Command
     from proteus_shards.core.model import RowKey
@@ -116,6 +116,7 @@ class Pump:
         index: int = 0,
         required: Durability = Durability.MEMORY,
         meter: Meter | None = None,
+        moves: bool = False,
     ) -> None:
         self.shard = shard
         self.store = store
@@ -137,6 +138,8 @@ class Pump:
         self._unflushed: dict[Link, None] = {}
         self._committing = False
         self._draining = False
+        self._stopped = False
+        self._ending = Refused(Reason.MOVED, "the shard moves") if moves else Refused(Reason.BUSY, "the shard is ending")
         self._careful = 0
         self._commits = 0
         self._rows_written = 0
@@ -146,8 +149,11 @@ class Pump:
 
     # --- recovery ----------------------------------------------------------------------------------------------
 
-    async def recover(self) -> None:
-        """Open the store and read every row back into the core. Raises `StoreWeak` for a store that promises less than is required."""
+    async def recover(self, take_luggage: Callable[[], Awaitable[bool]] | None = None) -> None:
+        """Open the store and read every row back into the core, and then what the process before had in memory only.
+
+        Raises `StoreWeak` for a store that promises less than is required.
+        """
         started, _ = self._advance()
         self.epoch = await self.store.open()
         check_durability(self.store, self.required)
@@ -168,6 +174,10 @@ class Pump:
         self._now_us, self._wall_us = self._read_core_clocks()
         self.shard.advance(self._now_us, self._wall_us, due=False)
         self.shard.finish_load()
+        if take_luggage is not None and await take_luggage():
+            self._now_us, self._wall_us = self._read_core_clocks()
+            self.shard.advance(self._now_us, self._wall_us, due=False)
+            self.shard.finish_luggage()
         self.damaged = len(damaged)
         for where, fault in damaged:
             log.error("stored row is not a job, kept aside", extra={"where": where, "fault": fault})
@@ -191,6 +201,9 @@ class Pump:
 
     def receive(self, link: Link, requests: Iterable[Request]) -> None:
         """Apply requests as they arrive, and answer what can be answered."""
+        if self._stopped:
+            self._turn_away(link, requests)
+            return
         self._advance()
         shard = self.shard
         for number, command in requests:
@@ -199,7 +212,7 @@ class Pump:
             elif type(command) in _QUESTIONS:
                 self._tell(link, number, command)
             elif self._draining:
-                self._put(link, number, Refused(Reason.BUSY, "the shard is ending"))
+                self._put(link, number, self._ending)
             elif self._careful and (self._committing or shard.has_open):
                 self._put(link, number, Refused(Reason.BUSY, "the shard is looking for a job that the store refuses"))
             elif type(command) in _BRINGS_JOBS and link.unsent_bytes > UNSENT_BYTES_MAX:
@@ -209,6 +222,12 @@ class Pump:
                 if shard.answered_bytes > FLUSH_BYTES:
                     self._settle()
         self._settle()
+
+    def _turn_away(self, link: Link, requests: Iterable[Request]) -> None:
+        for number, command in requests:
+            if not isinstance(command, Cancel):
+                self._put(link, number, self._ending)
+        self._flush()
 
     def carry_out(self, commands: Iterable[Command]) -> None:
         """Apply commands whose outcomes are of no interest."""
@@ -294,14 +313,20 @@ class Pump:
             self._idle.set()  # nothing awaited since the test: it is still true
 
     async def drain(self) -> None:
-        """Refuse new requests, answer waiting polls with nothing, and wait until everything under way is committed."""
+        """Refuse new requests, answer waiting polls with nothing (or MOVED), and wait until everything under way is committed."""
         self._draining = True
         for key in self.shard.waiting():
             self.shard.cancel(key)
             link, number = cast("tuple[Link, int]", key)
-            self._put(link, number, Delivered([]))
+            self._put(link, number, self._ending if self._ending.reason is Reason.MOVED else Delivered([]))
         self._settle()
         await self._idle.wait()
+
+    def stop(self) -> None:
+        """Let nothing change any more, once `run` has ended: what comes is turned away, and no time passes."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _commit(self) -> None:
         batch = self.shard.cut()
@@ -448,6 +473,8 @@ class Pump:
         self._unflushed[link] = None
 
     def _set_timer(self, now: int, wait_us: int) -> None:
+        if self._stopped:
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer_us = now + wait_us

@@ -263,6 +263,17 @@ class NaiveBooks:
         if self.clock - self.wall > 60_000_000:
             self.stepped = self.clock - self.wall
 
+    def read_anew(self) -> None:
+        """Forget what one who reads the rows cannot know: by the wall clock as it stands now a job waits, and when a run began counts while it runs."""
+        for job in self.live + self.dead:
+            job.started_at = job.started_at if job.status == "in flight" or not job.persist else 0
+            if job.status != "in flight":
+                self.deadlines.pop(job.seq, None)
+            due = due_of(job)
+            if job.status == "ready" and due is not None and due > self.wall:
+                job.status = "scheduled"
+                self.reached.discard((job.seq, due))
+
     def _settle_in(self, rows: list[NaiveJob], starts: dict[int, int]) -> None:
         for row in rows:
             job = replace(row, started_at=starts.get(row.seq, 0))

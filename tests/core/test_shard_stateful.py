@@ -308,6 +308,12 @@ class ShardMachine(RuleBasedStateMachine):
         """Kill the process, before or after the commit under way, and start another."""
         self.pair.crash(applied=applied)
 
+    @precondition(lambda self: self.pair.age > 5 and self.pair.batch is None and not self.pair.shard.away)
+    @rule()
+    def move(self) -> None:
+        """Let the shard go to another host in order."""
+        self.pair.move()
+
     # --- judging ---------------------------------------------------------------------------------------------------------
 
     @invariant()

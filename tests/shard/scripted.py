@@ -186,6 +186,6 @@ def limits(**changes: int | bool) -> Limits:
     return Limits(**{**wide, **changes})  # type: ignore[arg-type]  # the names above are its fields
 
 
-def make_pump(store: ScriptedStore, clock: Clock) -> Pump:
+def make_pump(store: ScriptedStore, clock: Clock, *, moves: bool = False) -> Pump:
     """Return a pump over a new core."""
-    return Pump(Shard(limits(), counter_ids()), store, clock)
+    return Pump(Shard(limits(), counter_ids()), store, clock, moves=moves)
