@@ -137,6 +137,22 @@ METRICS: dict[str, Metric] = {
     "proteus_recovery_seconds": Metric("gauge", ("shard",), "how long the last start took to read the store"),
     "proteus_recovered_rows": Metric("gauge", ("shard",), "rows that the last start read"),
     "proteus_damaged_rows": Metric("gauge", ("shard",), "rows that are no jobs, kept aside in the store"),
+    # the cluster
+    "proteus_node_up": Metric("gauge", (), "in a cluster, 1 where the front that was asked is connected to the node process of its host"),
+    "proteus_cluster_hosts": Metric("gauge", ("state",), "hosts of the cluster as this one sees them: alive, draining, dead"),
+    "proteus_cluster_shards_unowned": Metric("gauge", (), "shards of the cluster that no host has"),
+    "proteus_cluster_store_away": Metric("gauge", (), "1 while this host's node cannot ask the store who owns what"),
+    "proteus_leases_held": Metric("gauge", (), "shards that this host has, by the word of the store"),
+    "proteus_lease_seconds_left": Metric(
+        "gauge", (), "for how long this host may serve its shards without another good beat (lease_seconds)"
+    ),
+    "proteus_lease_beats_total": Metric("counter", ("outcome",), "beats that this host has written, by outcome: ok, failed"),
+    "proteus_claims_total": Metric("counter", ("outcome",), "claims of shards that no living host had, by outcome: won, lost"),
+    "proteus_moves_total": Metric("counter", ("direction",), "shards that were handed over in order, by direction: in, out"),
+    "proteus_fenced_total": Metric("counter", (), "processes of shards whose commit was refused since another host has the shard"),
+    "proteus_forwards_total": Metric(
+        "counter", ("host",), "operations sent to shards of other hosts, by host (64; all further ones under an empty name)"
+    ),
     # processes
     "proteus_shard_up": Metric(
         "gauge", ("shard",), "1 where the shard has answered this scrape; else its numbers are those of its last second"

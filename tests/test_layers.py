@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "logs": {"config"},
     "store": {"errors", "cluster", "core", "config"},
     "shard": {"", "errors", "fault_points", "core", "ipc", "boot", "config", "logs", "memory", "store", "tally"},
-    "front": {"", "errors", "fault_points", "core", "ipc", "boot", "config", "logs", "tally", "tokens"},
+    "front": {"", "errors", "fault_points", "cluster", "core", "ipc", "boot", "config", "logs", "tally", "tokens"},
     "surroundings": {"", "errors", "config"},
     "child": {"errors", "config", "surroundings", "tally"},
     "supervisor": {"", "errors", "config", "child", "surroundings", "tally"},

@@ -20,8 +20,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import cast
 
 import msgspec
 import trio
@@ -35,6 +36,7 @@ from proteus_shards.front.app import make_app
 from proteus_shards.front.hosts import names_of
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.metrics import Page
+from proteus_shards.front.owners import Cluster, Led
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
 from proteus_shards.front.spans import find_left
@@ -96,9 +98,8 @@ def apart_of(settings: Settings) -> Settings:
 async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket | None = None) -> None:
     """Serve until drained; the page of metrics on a port of its own, too, where there is one."""
     settings = boot.settings
-    links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
-    access = _access_of(settings)
-    router = Router(links, access, settings)
+    router = _router_of(boot)
+    links, access = router.links, router.access
     page = Page(router, settings, boot.run_dir, boot.front)
     viewers = Viewers(router, settings, page, boot.run_dir) if settings.dashboard else None
     metrics_server: Server | None = None
@@ -132,6 +133,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
         works: list[Callable[[], Awaitable[None]]] = [beat_forever, page.keep_forever, partial(carry_on_forever, router)]
         works += [access.watch_forever] if access is not None else []
         works += [viewers.run] if viewers is not None else []
+        works += [router.cluster.run] if router.cluster is not None else []
         for work in (*works, *(link.run for link in links)):
             nursery.start_soon(work)
         with trio.move_on_after(LINKS_SECONDS_MAX):
@@ -150,6 +152,16 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
             await flush()
         log.info("drained")
         nursery.cancel_scope.cancel()
+
+
+def _router_of(boot: FrontBoot) -> Router:
+    """Return the links of this front: to each shard's own socket, or wherever the node of this host says."""
+    settings = boot.settings
+    links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
+    router = Router(links, _access_of(settings), settings)
+    if settings.cluster:
+        router.cluster = Cluster(boot.run_dir, cast("Sequence[Led]", links), settings.request_seconds_max)
+    return router
 
 
 def _access_of(settings: Settings) -> Access | None:
@@ -210,7 +222,7 @@ async def carry_on_forever(router: Router) -> None:
     """Take steps over several shards to their end that another front has left; those, too, that were left before there was only one shard."""
     while True:
         await trio.sleep(LOOK_SECONDS)
-        find_left(router, [link for link in router.links if link.connected])
+        find_left(router, [link for link in router.links_here() if link.connected])
 
 
 def exit_after(seconds: float) -> None:

@@ -49,6 +49,7 @@ _CONSUME = Rule(frozenset({Scope.CONSUME}))
 _READ = Rule(frozenset({Scope.READ}))
 _READ_ALL = Rule(frozenset({Scope.READ}), whole=True)
 _ADMIN = Rule(frozenset({Scope.ADMIN}))
+_ADMIN_ALL = Rule(frozenset({Scope.ADMIN}), whole=True)
 _LOOK = Rule(frozenset({Scope.READ, Scope.CONSUME}))  # shows what only a runner gets otherwise
 _ANY = Rule(frozenset({Scope.READ, Scope.PRODUCE, Scope.CONSUME}))  # relay's clients look whether a job is there
 _EITHER = Rule(frozenset({Scope.PRODUCE, Scope.CONSUME}))  # what it holds is checked one by one
@@ -79,6 +80,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/schedule"): _READ,
     ("PUT", "/schedule"): _ADMIN,
     ("DELETE", "/schedule"): _ADMIN,
+    ("GET", "/cluster"): _READ_ALL,
+    ("POST", "/cluster/move"): _ADMIN_ALL,
+    ("POST", "/cluster/drain"): _ADMIN_ALL,
+    ("POST", "/cluster/forget"): _ADMIN_ALL,
     ("POST", "/v1/queues/jobs"): _PRODUCE,
     ("PUT", "/v1/queues/jobs"): _CONSUME,
     ("GET", "/v1/queues/<queue>/jobs"): _CONSUME,

@@ -4,6 +4,8 @@ Whichever front is asked puts the page together. It asks each shard for its meas
 written to their files (a second ago at most), and writes its own file before it answers: see `tally`. A shard that is away is shown as its
 file has it, with `proteus_shard_up` 0. So any front's page has the same counters, and none of them ever goes back.
 
+In a cluster the page is that of one host: its processes, and the shards that it runs now. Each host is scraped by itself.
+
 **Cardinality is bounded.** The `metrics_queues_max` deepest queues have series of their own, all others are summed under the empty name, which no queue
 has. Among queues of equal depth those of the last page stay, so with no more queues than that, none comes and goes; a queue that
 is empty stays on the page with zeros as long as there is room.
@@ -98,10 +100,11 @@ class Page:
                 measures[link.shard] = outcome
                 self._queues[link.shard] = outcome.queues
 
+        links = self._router.links_here()
         async with trio.open_nursery() as nursery:
-            for link in self._router.links:
+            for link in links:
                 nursery.start_soon(ask, link)
-        for link in self._router.links:
+        for link in links:
             found = measures.get(link.shard)
             samples += found.samples if found is not None else self._read(f"shard-{link.shard}")
             samples.append(("proteus_shard_up", [str(link.shard)], found is not None))
@@ -109,13 +112,13 @@ class Page:
 
     def samples_kept(self) -> list[Sample]:
         """Return what the files say, of a second ago at most, without asking any shard: what only a look at its queues tells is of the last look."""
-        return [sample for link in self._router.links for sample in self._read(f"shard-{link.shard}")] + self._others()
+        return [sample for link in self._router.links_here() for sample in self._read(f"shard-{link.shard}")] + self._others()
 
     def deepest(self, queues_max: int) -> list[QueueMeasure]:
         """Return the deepest queues of all shards, as they were last measured. Those that were shown before win among equals."""
         return nlargest(
             queues_max,
-            (queue for queues in self._queues.values() for queue in queues),
+            (queue for link in self._router.links_here() for queue in self._queues.get(link.shard, ())),
             key=lambda queue: (queue.scheduled + queue.ready + queue.in_flight, queue.queue in self._shown),
         )
 
@@ -126,6 +129,8 @@ class Page:
             for file in files_of(f"front-{front}"):
                 if file != self._file:
                     samples += self._read(file)
+        if self._router.cluster is not None:
+            samples += self._router.cluster.samples() + self._read("node")
         return samples + self._read("supervisor")
 
     def keep(self) -> list[Sample]:
@@ -150,7 +155,9 @@ class Page:
     def _link_samples(self) -> list[Sample]:
         samples: list[Sample] = []
         front = str(self._front)
-        for link in self._router.statistics():
+        if self._router.cluster is not None:
+            samples += self._router.cluster.forwards()
+        for link in (link.statistics() for link in self._router.links_here()):
             shard = str(link.shard)
             samples += [
                 ("proteus_link_up", [front, shard], link.connected),

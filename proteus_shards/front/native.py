@@ -136,14 +136,21 @@ def _health_view(router: Router, settings: Settings) -> View:
 
 def _ready_view(router: Router, settings: Settings, crash_loops: Callable[[], dict[str, int]]) -> View:
     async def view() -> Response:
-        """Say whether requests for every queue can be served."""
+        """Say whether requests for every queue can be served; in a cluster, for those whose shards are here."""
         if router.draining:
             return response_of(Problem(status=503, detail="the server is shutting down").answer())
         away, crashes = router.away(), crash_loops()
+        reasons, ready = [], {"status": "ready", "shards": settings.shards}
+        if router.cluster is not None:  # other hosts answer for their shards
+            here = [link.shard for link in router.links_here()]
+            reasons = router.cluster.unready()
+            ready |= {"shards_here": here} | ({"shards_away": away} if away else {})
+            away = [shard for shard in away if shard in here]
         if away:
-            detail = f"{len(away)} of {settings.shards} shards are away: {', '.join(map(str, away))}"
-            return response_of(Problem(status=503, detail=detail, shards_away=away, crash_loops=crashes or None).answer())
-        ready = {"status": "ready", "shards": settings.shards}
+            reasons.append(f"{len(away)} of {settings.shards} shards are away: {', '.join(map(str, away))}")
+        if reasons:
+            problem = Problem(status=503, detail="; ".join(reasons), shards_away=away or None, crash_loops=crashes or None)
+            return response_of(problem.answer())
         return response_of(json_answer(ready | {"crash_loops": crashes} if crashes else ready))
 
     return view

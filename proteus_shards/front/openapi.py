@@ -21,6 +21,7 @@ from proteus_shards.config import Settings
 from proteus_shards.front.access import OPEN, rule_of
 from proteus_shards.front.answers import JSON_HEADERS, Answer
 from proteus_shards.front.docs import docs_page
+from proteus_shards.front.openapi_cluster import CLUSTER_CALLS
 from proteus_shards.front.openapi_relay import RELAY_CALLS
 from proteus_shards.front.openapi_shapes import shapes_of
 from proteus_shards.front.openapi_words import ALSO_HEAD, CALLS, MEANINGS, PARAMETERS, RULES, TYPE_NAMES, Body, Described
@@ -37,6 +38,7 @@ PAGE_HEADERS = (
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 )
+ALL_CALLS = {**CALLS, **CLUSTER_CALLS, **RELAY_CALLS}
 _REFUSED = {
     401: "A token is missing, or not known.",
     403: "The token does not allow this.",
@@ -93,7 +95,7 @@ def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Sc
     shapes = shapes_of(schemas, settings)
     paths: dict[str, Schema] = {}
     served = {(method, rule.replace("<", "{").replace(">", "}")) for method, rule in routes}
-    for (method, path), call in {**CALLS, **RELAY_CALLS}.items():
+    for (method, path), call in ALL_CALLS.items():
         if (method, path) not in served:
             continue
         servers = [{"url": prefix or "/"} for prefix in (PREFIXES if call.native else ("",))]
@@ -105,7 +107,7 @@ def make_document(settings: Settings, routes: Collection[tuple[str, str]]) -> Sc
         "openapi": "3.1.0",
         "info": {"title": "proteus-shards", "version": __version__, "description": _ABOUT, "license": {"name": "MIT OR Apache-2.0"}},
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in (*CALLS.values(), *RELAY_CALLS.values()))],
+        "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in ALL_CALLS.values())],
         "paths": paths,
         "components": {"schemas": dict(sorted(schemas.components.items()))}
         | ({"securitySchemes": _SCHEMES} if settings.tokens_file else {}),

@@ -12,7 +12,7 @@ import msgspec
 from proteus_shards.config import Settings
 from proteus_shards.core.queue_settings import SECONDS_MAX, QueueSettings
 from proteus_shards.core.schedules import Definition
-from proteus_shards.front import answers, batches, control, job_bodies, relay_v1, relay_v2, schedules, views
+from proteus_shards.front import answers, batches, cluster_calls, cluster_views, control, job_bodies, relay_v1, relay_v2, schedules, views
 from proteus_shards.front.schemas import Schema, Schemas
 
 
@@ -68,6 +68,8 @@ class _Ready(msgspec.Struct, frozen=True):
     status: str
     shards: int
     crash_loops: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    shards_here: list[int] | msgspec.UnsetType = msgspec.UNSET
+    shards_away: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
@@ -111,6 +113,10 @@ def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
         "ScheduleBody": schemas.of(Definition),
         "Schedule": schemas.of(schedules.ScheduleShown),
         "Schedules": schemas.of(schedules._SchedulePage),  # noqa: SLF001
+        "Cluster": schemas.of(cluster_views.ClusterShown),
+        "Move": schemas.of(cluster_calls._Move),  # noqa: SLF001
+        "Drain": schemas.of(cluster_calls._Drain),  # noqa: SLF001
+        "Forget": schemas.of(cluster_calls._Forget),  # noqa: SLF001
         "RelayV1NewJob": v1_job,
         "RelayV1Jobs": {**several, "minItems": 0, "items": v1_job},
         "RelayV1Job": v1_view,
@@ -122,6 +128,7 @@ def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
         "Health": schemas.of(_Health),
         "Ready": schemas.of(_Ready),
     }
+    schemas.components["Move"]["properties"]["shard"]["maximum"] = settings.shards - 1
     schemas.components["JobChoice"]["properties"]["ids"]["anyOf"][0]["maxItems"] = settings.batch_jobs_max
     given = {"id", "queue", "run_at"}
     whole = schemas.components["NewJob"]

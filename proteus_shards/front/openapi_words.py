@@ -58,6 +58,9 @@ TYPE_NAMES = {
     "AttemptShown": "Attempt",
     "BackoffShown": "Backoff",
     "_Changed": "JobPatch",
+    "ClusterShown": "Cluster",
+    "HostShown": "ClusterHost",
+    "OwnerShown": "ClusterShard",
     "_Chosen": "JobChoice",
     "Definition": "ScheduleDefinition",
     "ScheduleShown": "Schedule",
@@ -167,6 +170,19 @@ MEANINGS: dict[str, str] = {
     "schedules": "The recurring jobs.",
     "ids": "Only the jobs with these ids.",
     "crash_loops": "Processes that end again and again.",
+    "shard": "The number of a shard.",
+    "host": "The address of a host of the cluster, as its node_address says; null while nobody has the shard.",
+    "draining": "True: it gives its shards away and gets no more. False: it takes shards again.",
+    "host_state": "How it is: alive, draining or dead.",
+    "shards_held": "How many shards it has.",
+    "turn": "Goes up with every change of host.",
+    "epoch": "The number of the fence under which the shard's process commits.",
+    "shards_here": "In a cluster: the shards of this host.",
+    "here": "Whether it is here: the address of the host that answers, or whether that host runs the shard.",
+    "wanted": "The host that an operator wants it on.",
+    "store_away": "Whether all this may be old, as the store cannot be asked.",
+    "hosts": "The hosts.",
+    "owners": "Who has each shard, in the order of their numbers.",
 }
 
 PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -426,9 +442,13 @@ CALLS: dict[tuple[str, str], Described] = {
         tag="Server",
         summary="Say whether requests for every queue can be served",
         asks_shards=False,
+        help="In a cluster: for every queue whose shard is on this host.",
         answers={
             200: Body({JSON: "Ready"}, "They can."),
-            503: Body({"application/problem+json": "Problem"}, "A shard is away, or the server is ending."),
+            503: Body(
+                {"application/problem+json": "Problem"},
+                "A shard is away, or the server is ending. In a cluster also: the host holds no shard, drains, or its node cannot reach the store.",
+            ),
         },
     ),
     ("GET", "/metrics"): Described(

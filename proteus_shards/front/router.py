@@ -16,17 +16,19 @@ from proteus_shards.front.budget import Budget
 from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
 from proteus_shards.front.operations import QueueCommand
+from proteus_shards.front.owners import Cluster
 from proteus_shards.front.pending import UNSETTLED, OnOutcomes, OnReply
 from proteus_shards.front.watching import End, Watch, watched
 
 
 class Router:
-    """The links of one front, in the order of their shards."""
+    """The links of one front, in the order of their shards: in a cluster those of all its shards, of which some are here."""
 
     def __init__(self, links: Sequence[Link], access: Access | None = None, settings: Settings | None = None) -> None:
         settings = settings or Settings()
         self.links = tuple(links)
         self.access = access  # who may ask; None: everyone
+        self.cluster: Cluster | None = None
         self.draining = False
         self.bodies = Budget("bodies_bytes_max", settings.bodies_bytes_max)  # of requests that are not whole yet
         self.answers = Budget("answers_bytes_max", settings.answers_bytes_max)  # that no client has taken yet
@@ -135,8 +137,13 @@ class Router:
             for link in self.links:
                 nursery.start_soon(link.wait_settled)
 
+    def links_here(self) -> tuple[Link, ...]:
+        """Return the links to the shards of this host."""
+        cluster = self.cluster
+        return self.links if cluster is None else tuple(link for link in self.links if cluster.is_here(link.shard))
+
     def away(self) -> list[int]:
-        """Return the shards whose links are down."""
+        """Return the shards whose links are down, those of other hosts included."""
         return [link.shard for link in self.links if not link.connected]
 
     def shard_statistics(self) -> Statistics | None:

@@ -125,7 +125,7 @@ class Viewers:
         if self._run_dir is None:
             return
         times = []
-        for link in self._router.links:
+        for link in self._router.links_here():
             with suppress(OSError):  # it has not written yet
                 times.append(Path(tally_path(self._run_dir, f"shard-{link.shard}")).stat().st_mtime)
         if times:
@@ -138,7 +138,10 @@ class Viewers:
         point = self._take(now)
         frame = Frame(
             point=point,
-            shards=[shard_vitals(link.shard, link.shard_statistics, before, now, connected=link.connected) for link in self._router.links],
+            shards=[
+                shard_vitals(link.shard, link.shard_statistics, before, now, connected=link.connected) for link in self._router.links_here()
+            ],
+            cluster=self._router.cluster.shown() if self._router.cluster is not None else None,
             processes=[process_vitals(name, before, now) for name in ("supervisor", *self._fronts())],
             deepest=self._page.deepest(DEEPEST_MAX),
             queues=int(now.total("proteus_queues")),

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards.core.commands import QueueMeasure, Sample, Statistics
+from proteus_shards.front.cluster_views import ClusterShown
 from proteus_shards.tally import CRASH_LOOP_MIN, METRICS, plus
 
 SECONDS_MIN = 0.2  # between two readings, for a rate to mean anything
@@ -152,6 +153,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     deepest: list[QueueMeasure]
     queues: int
     viewers: int
+    cluster: ClusterShown | None = None
 
 
 def shard_vitals(shard: int, said: Statistics | None, before: Reading, now: Reading, *, connected: bool) -> ShardVitals:
