@@ -18,7 +18,7 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards import __version__, logs
-from proteus_shards.commands import completion, jobs, lines, queues, watch
+from proteus_shards.commands import cluster, completion, jobs, lines, queues, watch
 from proteus_shards.config import CONFIG_VARIABLE, Setting, load_settings, settings_table
 from proteus_shards.errors import ProteusError, SettingError
 from proteus_shards.store.registry import check_url
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(commands)
     _add_import(commands)
     _add_token(commands)
-    for module in (jobs, queues, lines, watch):
+    for module in (jobs, queues, lines, watch, cluster):
         module.add(commands)
     completion.add(commands, build_parser)
     return parser

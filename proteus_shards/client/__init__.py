@@ -28,7 +28,22 @@ from proteus_shards.client.errors import (
 from proteus_shards.client.handlers import AsyncRunningJob, GiveBack, RetryLater, RunLost, RunningJob
 from proteus_shards.client.retries import NO_RETRIES, Retries
 from proteus_shards.client.sync import Client
-from proteus_shards.client.words import Attempt, Backoff, DeadLetter, Job, JobInfo, NewJob, Page, Queue, Run, Schedule, Summary
+from proteus_shards.client.words import (
+    Attempt,
+    Backoff,
+    Cluster,
+    ClusterHost,
+    ClusterShard,
+    DeadLetter,
+    Job,
+    JobInfo,
+    NewJob,
+    Page,
+    Queue,
+    Run,
+    Schedule,
+    Summary,
+)
 from proteus_shards.client.worker import Worker, WorkerStatistics, run_worker
 
 __all__ = [
@@ -43,6 +58,9 @@ __all__ = [
     "Busy",
     "Client",
     "ClientError",
+    "Cluster",
+    "ClusterHost",
+    "ClusterShard",
     "Conflict",
     "DeadLetter",
     "Forbidden",

@@ -142,6 +142,10 @@ class AsyncClient:
     get_schedule = _method(calls.get_schedule)
     put_schedule = _method(calls.put_schedule)
     delete_schedule = _method(calls.delete_schedule)
+    cluster = _method(calls.cluster)
+    move_shard = _method(calls.move_shard)
+    drain_host = _method(calls.drain_host)
+    forget_host = _method(calls.forget_host)
     health = _method(calls.health)
 
 

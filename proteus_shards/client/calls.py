@@ -25,6 +25,7 @@ import msgspec
 from proteus_shards.client.errors import BadAnswer, Problem, Refusal, refusal
 from proteus_shards.client.words import (
     Backoff,
+    Cluster,
     DeadLetter,
     HasRun,
     Job,
@@ -348,6 +349,26 @@ def put_schedule(
 def delete_schedule(queue: str, name: str) -> Call[None]:
     """Remove a recurring job. Jobs that it made stay."""
     return Call("DELETE", "/schedule", _nothing, _some(queue=queue, name=name))
+
+
+def cluster() -> Call[Cluster]:
+    """Return the hosts of a cluster, and who has which shard. Raises `NotFound` where the server is in none."""
+    return Call("GET", "/cluster", _reader(Cluster), repeatable=True)
+
+
+def move_shard(shard: int, host: str) -> Call[None]:
+    """Let a shard move to a host, and stay there while that lives. Raises `NotFound` where there is no such host."""
+    return Call("POST", "/cluster/move", _nothing, body=msgspec.json.encode({"shard": shard, "host": host}), repeatable=True)
+
+
+def drain_host(host: str, *, draining: bool = True) -> Call[None]:
+    """Let a host give its shards away, or with `draining=False` take shards again."""
+    return Call("POST", "/cluster/drain", _nothing, body=msgspec.json.encode({"host": host, "draining": draining}), repeatable=True)
+
+
+def forget_host(host: str) -> Call[None]:
+    """Forget a host that is gone for good. Raises `Conflict` where it is alive."""
+    return Call("POST", "/cluster/forget", _nothing, body=msgspec.json.encode({"host": host}))
 
 
 def health() -> Call[dict[str, Any]]:

@@ -217,3 +217,32 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[dict[str, Any]] = []
     failures_left_out: int = 0
     stopped: dict[str, Any] | None = None  # why nothing was looked at from its `line` on
+
+
+class ClusterHost(msgspec.Struct, frozen=True, kw_only=True):
+    """One host of a cluster."""
+
+    host: str  # HOST:PORT, by which it is known
+    host_state: str  # "alive", "draining" or "dead"
+    version: str
+    shards_held: int
+
+
+class ClusterShard(msgspec.Struct, frozen=True, kw_only=True):
+    """One shard of a cluster, and who has it."""
+
+    shard: int
+    host: str | None  # None while nobody has it
+    turn: int
+    epoch: int
+    here: bool  # the host that answered runs it
+    wanted: str | None = None  # the host that an operator wants it on
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster, as the host that answered sees it."""
+
+    here: str  # that host
+    store_away: bool  # all this may be old
+    hosts: list[ClusterHost]
+    owners: list[ClusterShard]
