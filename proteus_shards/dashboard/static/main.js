@@ -1,6 +1,7 @@
 // Begins: the parts of the page that stay, and which view fills the rest.
 
 import { hasToken, loadAccess } from "./api.js";
+import { clusterView } from "./cluster.js";
 import { byId, announce, h, setAttribute, setText } from "./dom.js";
 import { askToken } from "./dialogs.js";
 import { plural } from "./format.js";
@@ -12,7 +13,7 @@ import { queueView } from "./queue.js";
 import { queuesView } from "./queues.js";
 import { schedulesView } from "./schedules.js";
 
-const VIEWS = { overview, queues: queuesView, queue: queueView, job: jobView, find: findView, schedules: schedulesView };
+const VIEWS = { overview, queues: queuesView, queue: queueView, job: jobView, find: findView, schedules: schedulesView, cluster: clusterView };
 
 let shown = null;
 
@@ -79,6 +80,12 @@ function tellTroubles() {
   if (live.state !== "lost" && live.frame) {
     const away = live.frame.shards.filter((shard) => shard.state !== "up");
     if (away.length) troubles.push(away.map((shard) => `Shard ${shard.shard}: ${shard.state}`).join(" · ") + ".");
+    const cluster = live.frame.cluster;
+    const dead = cluster?.hosts.filter((host) => host.host_state === "dead") ?? [];
+    const unowned = cluster?.owners.filter((owner) => owner.host === null) ?? [];
+    if (dead.length) troubles.push(`Dead: ${dead.map((host) => host.host).join(" · ")}.`);
+    if (unowned.length) troubles.push(plural(unowned.length, "shard") + " with nobody.");
+    if (cluster?.store_away) troubles.push("The store cannot be asked who has which shard.");
   }
   const text = troubles.join(" ");
   if (text === told) return;
@@ -91,6 +98,7 @@ function tellTroubles() {
 listen((what) => {
   if (what === "state") drawState();
   tellTroubles();
+  if (what === "frame") byId("cluster-tab").hidden = live.frame.cluster === null;
   if (what === "frame") setText(byId("foot"), `${plural(live.frame.queues, "queue")} · ${live.frame.viewers === 1 ? "you look" : live.frame.viewers + " look"}`);
 });
 

@@ -148,6 +148,11 @@ export function overview() {
       }
       rows.get(shard.shard).update(shard);
     }
+    for (const [shard, row] of rows) {
+      if (frame.shards.some((each) => each.shard === shard)) continue; // else it has moved to another host
+      row.element.remove();
+      rows.delete(shard);
+    }
     drawQueues(frame);
     setText(processes, frame.processes.filter((each) => each.rss).map((each) => `${each.process}: ${cores(each.cpu)} CPU, ${bytes(each.rss)}, lag ${seconds(each.lag)}` + (each.restarts ? `, restarted ${each.restarts}×` : "")).join("   ·   "));
   }
