@@ -27,6 +27,7 @@ from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, 
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.errors import SettingError
 from proteus_shards.front.answers import Problem
+from proteus_shards.front.errands import CompleteAndNext
 from proteus_shards.front.operations import Ask
 from proteus_shards.tokens import Grant, Grants, Scope, read_grants
 
@@ -215,6 +216,10 @@ def check_asked(grant: Grant, asked: Any) -> Problem | None:
         return None if grant.allows(asked.command.queue) else _not_this_queue(asked.command.queue)
     if isinstance(asked, Problem):
         return None
+    if type(asked) is CompleteAndNext:
+        if grant.allows(asked.command.queue) and all(map(grant.allows, asked.queues)):
+            return None
+        return _not_this_queue(next(queue for queue in (asked.command.queue, *asked.queues) if not grant.allows(queue)))
     items = getattr(asked, "items", None)
     if items is not None:
         asked.items = check_items(grant, items)

@@ -31,6 +31,7 @@ CHUNK_HEAD_BYTES_MAX = 16
 NDJSON = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"})
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [!-~]+ HTTP/1\.[01]\r\n")
+_ORDINARY_LINE = re.compile(rb"([A-Z]{1,20}) (/[A-Za-z0-9/._~%-]*)(?:\?([A-Za-z0-9/._~%&=+:,@-]*))?( HTTP/1\.[01]\r\n)")
 _ORIGIN = re.compile(rb"(?i:https?)://([^/?#]*)(.*)")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
@@ -109,6 +110,17 @@ def look_at_beginning(buffer: bytes, limits: HttpLimits) -> Fault | None:
     if b"\n\n" in buffer or b"\x00" in buffer:
         return refuse(400, "the head of the request is malformed")
     return None
+
+
+def ordinary_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes] | None:
+    """Return method, path, query (perhaps None) and what follows the target (groups 1 to 4), where these and the sizes of a whole head leave nothing to refuse.
+
+    Whether the head is right then depends on its method and fields alone.
+    """
+    line = _ORDINARY_LINE.match(raw)
+    if line is None or len(raw) > limits.header_bytes_max or line.start(4) - line.start(2) > limits.url_bytes_max:
+        return None
+    return line
 
 
 def parse_head(raw: bytes, limits: HttpLimits) -> Head | Fault:

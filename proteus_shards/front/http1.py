@@ -4,6 +4,8 @@
 since only who knows where a request begins can hand the connection over:
 
 - A head is parsed only once its last byte has come. Most arrive in one piece, so nothing is scanned twice.
+- Parsing is half of what a request costs, and clients repeat themselves: what they send of fields is the same each time. So what was parsed is remembered, by the bytes of the whole head and by
+  those of all but the target (`KnownHeads`). Only a target of ordinary characters, about which nothing is left to decide, is ever joined to fields that are known.
 - A request that the lane does not serve, whose body is to be read as it comes (NDJSON), or that a browser's page sends (`origins`), becomes a `Handover` with all bytes from its
   first one on. Nothing is served after it.
 
@@ -16,17 +18,38 @@ from collections.abc import Callable, Collection
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
-from proteus_shards.front.answers import Answer, phrase_of
+from proteus_shards.front.answers import JSON_HEADERS, Answer, phrase_of
 from proteus_shards.front.bodies import too_large
-from proteus_shards.front.heads import PREFACE, ChunkedBody, Fault, HttpLimits, look_at_beginning, parse_head
+from proteus_shards.front.heads import PREFACE, ChunkedBody, Fault, Head, HttpLimits, look_at_beginning, ordinary_line, parse_head
+
+if TYPE_CHECKING:
+    import re
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 KNOWN_HEADS_MAX = 1024
 KNOWN_BYTES_MAX = 1024
+
+_ONE_JOB = b"job_id="  # a query that names a job is hardly ever sent twice
+
+T = TypeVar("T")
+
+
+class Terms(msgspec.Struct, frozen=True, gc=False):
+    """What the fields of a head say, whatever its target."""
+
+    length: int  # of the body; -1: chunked
+    content_encoding: str | None
+    keep_alive: bool
+    http10: bool
+    expects: bool
+    authorization: bytes | None
+    idempotency_key: bytes | None
+    traceparent: str | None
+    ordinary: bool  # none of what changes the meaning of a request: a content coding, an idempotency key, a trace
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -36,12 +59,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     path: bytes
     query: bytes
     body: bytes
-    content_encoding: str | None
-    keep_alive: bool
-    http10: bool
-    authorization: bytes | None = None
-    idempotency_key: bytes | None = None
-    traceparent: str | None = None
+    terms: Terms
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -67,30 +85,48 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     method: str
     path: bytes
     query: bytes
-    length: int  # -1: chunked
-    content_encoding: str | None
-    keep_alive: bool
-    http10: bool
-    expects: bool
-    authorization: bytes | None
-    idempotency_key: bytes | None
-    traceparent: str | None
+    terms: Terms
 
 
-KnownHeads: TypeAlias = dict[bytes, _Head]
+class KnownHeads:
+    """Heads that were parsed before, for all readers of a lane: the same bytes mean the same. Neither faults nor what is handed over is among them."""
+
+    __slots__ = ("terms", "whole")
+
+    def __init__(self) -> None:
+        self.whole: dict[bytes, _Head] = {}
+        self.terms: dict[bytes, tuple[str, Terms]] = {}  # with the method, by all but the target
+
+    def terms_of(self, line: re.Match[bytes], raw: bytes) -> tuple[str, Terms] | None:
+        """Return method and terms of a head with an ordinary line, if they are known."""
+        return self.terms.get(line[1] + raw[line.start(4) :])
+
+    def remember(self, line: re.Match[bytes] | None, raw: bytes, head: _Head) -> None:
+        """Keep a head, unless nothing like it is likely to come again."""
+        if len(raw) > KNOWN_BYTES_MAX or head.terms.idempotency_key is not None or head.terms.traceparent is not None:
+            return
+        if line is not None:
+            _keep(self.terms, line[1] + raw[line.start(4) :], (head.method, head.terms))
+        if _ONE_JOB not in head.query:
+            _keep(self.whole, raw, head)
+
+
+def _keep(known: dict[bytes, T], key: bytes, value: T) -> None:
+    if len(known) >= KNOWN_HEADS_MAX:
+        known.clear()
+    known[key] = value
 
 
 class RequestReader:
     """Reads the requests of one connection. `serves` says of a method and a raw path whether the lane answers it.
 
-    `known` may be shared by the readers of one lane: heads that were parsed before, by their bytes. The same bytes mean the same,
-    and a client that asks for the same thing again and again sends the same head.
+    `known` may be shared by the readers of one lane.
     """
 
     def __init__(self, limits: HttpLimits, serves: Serves, known: KnownHeads | None = None) -> None:
         self._limits = limits
         self._serves = serves
-        self._known: KnownHeads = known if known is not None else {}
+        self._known = known if known is not None else KnownHeads()
         self._buffer = b""
         self._head: _Head | None = None
         self._body = bytearray()
@@ -125,6 +161,8 @@ class RequestReader:
             return Need.NOTHING
         if self._head is None:
             item = self._read_head()
+            if type(item) is Request:
+                return item
             if item is not None:
                 self._over = not isinstance(item, Need)
                 return item
@@ -135,7 +173,7 @@ class RequestReader:
     # --- heads -------------------------------------------------------------------------------------------------
 
     def _read_head(self) -> Item | None:
-        """Read one head into `_head`. Returns None then, and otherwise what to do instead."""
+        """Read one head into `_head`. Returns None then, and otherwise what to do instead: most requests are all there, and returned at once."""
         buffer = self._buffer
         if not buffer:
             return Need.NOTHING
@@ -146,39 +184,48 @@ class RequestReader:
             return look_at_beginning(buffer, self._limits) or Need.HEAD
         self._first = False
         raw = buffer[:end]
-        head = self._known.get(raw)
+        head = self._known.whole.get(raw)
         if head is None:
-            parsed = parse_head(raw, self._limits)
-            if isinstance(parsed, Fault):
-                return parsed
-            path, _, query = parsed.target.partition(b"?")
-            if parsed.ndjson or parsed.from_page or not self._serves(parsed.method, path):
-                return Handover(buffer)
-            head = _Head(
-                parsed.method,
-                path,
-                query,
-                parsed.length,
-                parsed.content_encoding,
-                parsed.keep_alive,
-                parsed.http10,
-                parsed.expects,
-                parsed.authorization,
-                parsed.idempotency_key,
-                parsed.traceparent,
-            )
-            if end <= KNOWN_BYTES_MAX and parsed.idempotency_key is None and parsed.traceparent is None:  # one with these never comes again
-                if len(self._known) >= KNOWN_HEADS_MAX:
-                    self._known.clear()
-                self._known[raw] = head
-        if head.length > self._limits.body_size_max:
+            found = self._parse(raw)
+            if not isinstance(found, _Head):
+                return found or Handover(buffer)
+            head = found
+        length = head.terms.length
+        if length > self._limits.body_size_max:
             return Fault(too_large(self._limits.body_size_max, head.path))
+        if 0 <= length <= len(buffer) - end:
+            stop = end + length
+            self._buffer = buffer[stop:]
+            return Request(head.method, head.path, head.query, buffer[end:stop], head.terms)
         self._buffer = buffer[end:]
         self._head = head
-        self._body_left = max(0, head.length)
-        self._chunks = ChunkedBody() if head.length < 0 else None
-        self._told = not head.expects
+        self._body_left = max(0, length)
+        self._chunks = ChunkedBody() if length < 0 else None
+        self._told = not head.terms.expects
         return None
+
+    def _parse(self, raw: bytes) -> _Head | Fault | None:
+        """Return a head that is not known as a whole; None: it is not for the lane."""
+        limits = self._limits
+        line = ordinary_line(raw, limits)
+        known = self._known.terms_of(line, raw) if line is not None else None
+        if line is not None and known is not None:
+            method, terms = known
+            path, query = line[2], line[3] or b""
+        else:
+            parsed = parse_head(raw, limits)
+            if isinstance(parsed, Fault):
+                return parsed
+            if parsed.ndjson or parsed.from_page:
+                return None
+            method, terms = parsed.method, _terms_of(parsed)
+            path, _, query = parsed.target.partition(b"?")
+        if not self._serves(method, path):
+            return None
+        head = _Head(method, path, query, terms)
+        if known is None or _ONE_JOB not in query:
+            self._known.remember(line, raw, head)
+        return head
 
     # --- bodies ------------------------------------------------------------------------------------------------
 
@@ -222,18 +269,22 @@ class RequestReader:
         self._chunks = None
         if self._body:
             self._body = bytearray()
-        return Request(
-            head.method,
-            head.path,
-            head.query,
-            body,
-            head.content_encoding,
-            head.keep_alive,
-            head.http10,
-            head.authorization,
-            head.idempotency_key,
-            head.traceparent,
-        )
+        return Request(head.method, head.path, head.query, body, head.terms)
+
+
+def _terms_of(head: Head) -> Terms:
+    ordinary = head.content_encoding is None and head.idempotency_key is None and head.traceparent is None
+    return Terms(
+        head.length,
+        head.content_encoding,
+        head.keep_alive,
+        head.http10,
+        head.expects,
+        head.authorization,
+        head.idempotency_key,
+        head.traceparent,
+        ordinary,
+    )
 
 
 # --- answers ---------------------------------------------------------------------------------------------------
@@ -243,8 +294,7 @@ _LINES = {status.value: f"HTTP/1.1 {status.value} {phrase_of(status)}\r\n".encod
 
 def write_answer(answer: Answer, date: bytes, *, keep_alive: bool, http10: bool) -> bytes:
     """Return the bytes of an answer. `date` is the value of its Date field."""
-    parts = [_LINES[answer.status], b"date: ", date, b"\r\n"]
-    parts += [f"{name}: {value}\r\n".encode("latin-1") for name, value in answer.headers]
+    parts = _begin(answer, date)
     if answer.status != HTTPStatus.NO_CONTENT:
         parts.append(b"content-length: %d\r\n" % len(answer.body))
     if not keep_alive:
@@ -255,12 +305,23 @@ def write_answer(answer: Answer, date: bytes, *, keep_alive: bool, http10: bool)
     return b"".join(parts)
 
 
+def _begin(answer: Answer, date: bytes) -> list[bytes]:
+    return [
+        _LINES[answer.status],
+        b"date: ",
+        date,
+        b"\r\n",
+        *(f"{name}: {value}\r\n".encode("latin-1") for name, value in answer.headers),
+    ]
+
+
 class AnswerWriter:
-    """Writes answers with the date of the last `tick`. Those of a status alone, which are most, are written once a second."""
+    """Writes answers with the date of the last `tick`. Those of a status alone, which are most, are written once a second, and so is what comes before the length of JSON."""
 
     def __init__(self) -> None:
         self._date = b""
         self._common: dict[int, bytes] = {}
+        self._before_length: dict[int, bytes] = {}
 
     def tick(self) -> None:
         """Look at the clock."""
@@ -268,10 +329,17 @@ class AnswerWriter:
         if date != self._date:
             self._date = date
             self._common.clear()
+            self._before_length.clear()
 
     def write(self, answer: Answer, *, keep_alive: bool, http10: bool) -> bytes:
         """Return the bytes of an answer."""
-        if answer.body or answer.headers or http10 or not keep_alive:
+        body = answer.body
+        if body or answer.headers or http10 or not keep_alive:
+            if answer.headers is JSON_HEADERS and keep_alive and not http10:
+                before = self._before_length.get(answer.status)
+                if before is None:
+                    before = self._before_length[answer.status] = b"".join(_begin(answer, self._date))
+                return b"%bcontent-length: %d\r\n\r\n%b" % (before, len(body), body)
             return write_answer(answer, self._date, keep_alive=keep_alive, http10=http10)
         data = self._common.get(answer.status)
         if data is None:

@@ -52,7 +52,7 @@ from proteus_shards.front.http1 import (
     Request,
     RequestReader,
 )
-from proteus_shards.front.lane_routes import Routes, serves
+from proteus_shards.front.lane_routes import Route, Routes, serves
 from proteus_shards.front.operations import Ask, answer
 from proteus_shards.front.poller import READ, WRITE, make_poller
 from proteus_shards.front.router import Router
@@ -64,7 +64,6 @@ DRAIN_IDLE_SECONDS = 1.0  # a client that asks again and again is told with an a
 LINGER_BYTES_MAX = 8 * 1024 * 1024
 PIECE_BYTES = 64 * 1024  # of an answer, that a client must take within request_seconds_max
 UNSENT_BYTES_MAX = 256 * 1024  # with more unsent, the connection is not read from
-
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -82,7 +81,7 @@ class Lane:
         self._settings = settings
         self._hand_over = hand_over
         self._limits = limits_of(settings)
-        self._known_heads: KnownHeads = {}
+        self._known_heads = KnownHeads()
         self._poller = make_poller()
         self._answers = router.answers
         self._door = Doorway(listener, self._poller)
@@ -151,7 +150,10 @@ class Lane:
                 await self._sender.park()
             dirty, self._dirty = self._dirty, {}
             for client in dirty:
-                self._guard(client, self._send)
+                try:
+                    self._send(client)
+                except Exception as error:  # noqa: BLE001 it is logged
+                    self._fail(client, error)
             await trio.lowlevel.checkpoint()
 
     async def _sweep_forever(self) -> None:
@@ -178,18 +180,24 @@ class Lane:
             client = self._clients.get(fd)
             if client is None:
                 continue  # closed by what came before it in this list
-            if events & WRITE:
-                self._guard(client, self._send)
-            # What `_send` has just done may have ended the wish to read; only a broken socket is looked at regardless.
-            if client.open and events & (client.events | ~(READ | WRITE)) & ~WRITE:
-                self._guard(client, self._receive)
+            try:  # not by `_guard`: this is the hottest loop
+                if events & WRITE:
+                    self._send(client)
+                # What `_send` has just done may have ended the wish to read; only a broken socket is looked at regardless.
+                if client.open and events & (client.events | ~(READ | WRITE)) & ~WRITE:
+                    self._receive(client)
+            except Exception as error:  # noqa: BLE001 it is logged
+                self._fail(client, error)
 
     def _guard(self, client: Caller, work: Callable[[Caller], None]) -> None:
         try:
             work(client)
-        except Exception:
-            log.exception("a connection failed")
-            self._close(client)
+        except Exception as error:  # noqa: BLE001 it is logged
+            self._fail(client, error)
+
+    def _fail(self, client: Caller, error: Exception) -> None:
+        log.error("a connection failed", exc_info=error)
+        self._close(client)
 
     def _accept_some(self) -> None:
         for sock in self._door.accept(self._now, self._settings.connections_max - len(self._clients) - self._elsewhere):
@@ -230,14 +238,8 @@ class Lane:
 
     def _hold(self, client: Caller) -> None:
         """Count what a connection holds of requests that are not whole; where all hold too much, end the one that wants more."""
-        bodies, held = self._router.bodies, client.reader.held
-        if held > client.held and not bodies.take(held - client.held, client.held):
-            client.reader.drop()
+        if not client.hold(self._router.bodies):
             self._finish_with(client, too_many_unfinished())
-            held = 0
-        if held < client.held:
-            bodies.give(client.held - held)
-        client.held = held
 
     def _watch(self, client: Caller) -> None:
         """Ask the poller for what this connection can make use of now."""
@@ -253,13 +255,17 @@ class Lane:
     def _read_requests(self, client: Caller) -> None:
         """Take requests out of what has arrived, as long as there is room for their answers."""
         item: Need | None = None
-        while not client.closing and len(client.line) < self._settings.connection_pipeline_max and len(client.out) <= UNSENT_BYTES_MAX:
-            taken = client.reader.next()
+        reader, line, line_max = client.reader, client.line, self._settings.connection_pipeline_max
+        while not client.closing and len(line) < line_max and len(client.out) <= UNSENT_BYTES_MAX:
+            taken = reader.next()
+            if isinstance(taken, Request):
+                self._take(client, taken)
+                if not client.open:
+                    return
+                if reader.idle():
+                    break
+                continue
             match taken:
-                case Request():
-                    self._take(client, taken)
-                    if not client.open:
-                        return
                 case Need.CONTINUE:
                     self._say_continue(client)
                 case Fault():
@@ -274,32 +280,34 @@ class Lane:
                 case _:
                     item = taken
                     break
-        if client.reader.held != client.held:
+        if client.held or not reader.idle():
             self._hold(client)
         self._set_deadline(client, item)
-        if client.closing or client.out or client.events != READ or len(client.line) >= self._settings.connection_pipeline_max:
+        if client.closing or client.out or client.events != READ or len(line) >= line_max:
             self._watch(client)
 
     def _take(self, client: Caller, request: Request) -> None:
         self._requests += 1
         client.requests += 1
-        keep_alive = request.keep_alive and not self._stopping and client.requests < self._settings.connection_requests_max
-        slot = Slot(client, keep_alive=keep_alive, http10=request.http10)
+        terms = request.terms
+        keep_alive = terms.keep_alive and not self._stopping and client.requests < self._settings.connection_requests_max
+        route = self._routes[request.method, request.path]
+        slot = Slot(client, route[1], keep_alive, terms.http10)
         client.closing = not keep_alive
         client.line.append(slot)
         try:
-            self._ask(slot, request)
+            self._ask(slot, request, route)
         except Exception as error:  # noqa: BLE001 it is logged and answered
             self._fill(slot, log_fault(error).answer())
 
-    def _ask(self, slot: Slot, request: Request) -> None:
-        parse, slot.tally, rule = self._routes[request.method, request.path]
-        asked = understand(request, parse, rule, self._router.access, self._settings)
+    def _ask(self, slot: Slot, request: Request, route: Route) -> None:
+        asked = understand(request, route[0], route[2], self._router.access, self._settings)
         if isinstance(asked, Ask):
-            sent = self._router.submit(asked.command, partial(self._take_outcome, slot, asked))
+            command = asked.command
+            sent = self._router.submit(command, partial(self._take_outcome, slot, asked))
             if isinstance(sent, Refused):
                 self._fill(slot, answer(asked, sent))
-            elif isinstance(asked.command, Next):
+            elif isinstance(command, Next):
                 slot.link, slot.number = sent
         elif isinstance(asked, Problem):
             self._fill(slot, asked.answer())
@@ -314,7 +322,7 @@ class Lane:
             slot.jobs = outcome.jobs
         slot.link = None
         try:
-            shown = answer(asked, outcome)
+            shown = answer(asked, outcome) if type(outcome) is Refused else asked.show(outcome)
         except Exception as error:  # noqa: BLE001 it is logged and answered
             shown = log_fault(error).answer()
         self._fill(slot, shown)
@@ -330,21 +338,22 @@ class Lane:
         data = self._writer.write(shown, keep_alive=slot.keep_alive, http10=slot.request_http10)
         if not client.open:
             return
-        if slot.jobs and not self._answers.take(len(data)):
+        size = len(data)
+        if not slot.jobs:
+            self._answers.held += size
+        elif not self._answers.take(size):
             self._router.undeliver(slot.jobs)
             slot.jobs = ()
             self._fill(slot, too_many_unsent(sure=slot.sure).answer())
             return
-        if not slot.jobs:
-            self._answers.held += len(data)
-        client.unsent += len(data)
+        client.unsent += size
         slot.tally[shown.status] += 1
         slot.data = data
         if client.line[0].data is not None:
             self._dirty_up(client)
 
     def _say_continue(self, client: Caller) -> None:
-        client.line.append(Slot(client, keep_alive=True, http10=False, data=CONTINUE))
+        client.line.append(Slot(client, self._router.counts.faulty, keep_alive=True, data=CONTINUE))
         client.unsent += len(CONTINUE)
         self._router.answers.hold(len(CONTINUE))
         self._dirty_up(client)
@@ -352,8 +361,7 @@ class Lane:
     def _finish_with(self, client: Caller, problem: Problem) -> None:
         """Answer with a problem, after what is in line, and close."""
         client.closing = True
-        slot = Slot(client, keep_alive=False, http10=False)
-        slot.tally = self._router.counts.faulty
+        slot = Slot(client, self._router.counts.faulty, keep_alive=False)
         client.line.append(slot)
         self._fill(slot, problem.answer())
 
@@ -368,14 +376,13 @@ class Lane:
         """Send the answers whose turn has come, as far as the kernel takes them, and see what is next."""
         if not client.open:
             return
-        line = client.line
-        had_out = bool(client.out)
-        parts = [client.out] if had_out else []
-        while line and (data := line[0].data) is not None:
-            parts.append(data)
-            client.queued += len(data)
-            if jobs := line.popleft().jobs:
-                client.jobs.append((client.queued, jobs))
+        parts = [client.out] if client.out else []
+        ready = 0
+        for slot in client.line:
+            if slot.data is None:
+                break
+            parts.append(slot.data)
+            ready += 1
         out = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
             taken = client.sock.send(out) if out else 0
@@ -384,20 +391,19 @@ class Lane:
         except OSError:
             self._close(client)
             return
-        client.out = out[taken:]
-        client.taken += taken
         client.unsent -= taken
         self._answers.held -= taken
-        while client.jobs and client.jobs[0][0] <= client.taken:
-            client.jobs.popleft()  # the kernel has all of that answer
-        if client.out:
-            if not had_out or client.taken >= client.marked + PIECE_BYTES:
-                client.marked = client.taken
-                client.phase = None
-                client.deadline = self._now + self._settings.request_seconds_max
-            self._watch(client)
+        if taken == len(out):
+            client.forget_sent(ready)
+            self._go_on(client)
             return
-        self._go_on(client)
+        had_out = bool(client.out)
+        client.keep_unsent(ready, out[taken:], taken)
+        if not had_out or client.taken >= client.marked + PIECE_BYTES:
+            client.marked = client.taken
+            client.phase = None
+            client.deadline = self._now + self._settings.request_seconds_max
+        self._watch(client)
 
     def _go_on(self, client: Caller) -> None:
         """Do what comes after all answers so far are out."""
@@ -449,11 +455,10 @@ class Lane:
                 count_limit("request_seconds_max")
             self._close(client)
             return
-        what = "the head of the request" if client.phase is Need.HEAD else "the body of the request"
-        name = "header_seconds_max" if client.phase is Need.HEAD else "request_seconds_max"
+        part, limit = ("head", "header_seconds_max") if client.phase is Need.HEAD else ("body", "request_seconds_max")
         client.phase = None
         client.deadline = math.inf
-        self._finish_with(client, Problem(status=408, detail=f"{what} did not arrive in time ({name})"))
+        self._finish_with(client, Problem(status=408, detail=f"the {part} of the request did not arrive in time ({limit})"))
         self._watch(client)
 
     # --- ends --------------------------------------------------------------------------------------------------

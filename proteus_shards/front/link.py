@@ -100,6 +100,7 @@ class Link:
         self.shard_statistics: Statistics | None = None  # as of the last connect; kept while the shard is away
         self._path = path
         self._settings = settings
+        self._bytes_max = settings.link_bytes_max
         self._own = hello(shard, settings.shards)
         self._connected = False
         self._under_way = UnderWay(settings)
@@ -126,7 +127,12 @@ class Link:
         a `Next` asks for.
         """
         weight = weigh(command)
-        if self._connected and len(self._under_way.entries) < self._under_way.free_max and not self._queued_bytes:
+        under_way = self._under_way
+        if (
+            self._connected
+            and len(under_way.entries) < under_way.free_max
+            and (not self._queued_bytes or self._queued_bytes + weight <= self._bytes_max)
+        ):
             return self._enter(command, on_reply, weight, deadline_seconds)
         refused = self._refusal(1, weight, poll=type(command) is Next and command.wait_us > 0)
         return self._enter(command, on_reply, weight, deadline_seconds) if refused is None else refused
@@ -255,20 +261,20 @@ class Link:
 
     def _enter(self, command: Command, on_reply: OnReply, weight: int, deadline_seconds: float | None = None) -> int:
         is_next = type(command) is Next
-        wait_us = command.wait_us if isinstance(command, Next) else 0
+        wait_us = command.wait_us if type(command) is Next else 0
         if deadline_seconds is None:
-            deadline_seconds = self._settings.request_seconds_max + wait_us / SECOND_US
+            deadline_seconds = self._settings.request_seconds_max + wait_us / SECOND_US if wait_us else self._settings.request_seconds_max
         number = self._put(command, weight)
-        pending = Pending(on_reply, trio.current_time() + deadline_seconds, is_next, is_next and wait_us > 0)
-        self._under_way.add(number, pending)
+        self._under_way.add(number, Pending(on_reply, trio.current_time() + deadline_seconds, is_next, wait_us > 0))
         return number
 
     def _put(self, command: Command, weight: int = REQUEST_BYTES) -> int:
-        self._number += 1
-        self._queue.append((self._number, command, weight))
+        self._number = number = self._number + 1
+        if not self._queue:
+            self._writer.unpark()
+        self._queue.append((number, command, weight))
         self._queued_bytes += weight
-        self._writer.unpark()
-        return self._number
+        return number
 
     def _settle(self, number: int, pending: Pending, outcome: Outcome) -> None:
         try:
@@ -281,7 +287,8 @@ class Link:
                     group.on_outcomes(group.outcomes)
         except Exception:
             log.exception("a reply could not be handled", extra={"shard": self.shard})
-        self._note_idle()
+        if not self._under_way.entries:
+            self._announce()
 
     def _note_idle(self) -> None:
         if not self._under_way.entries:

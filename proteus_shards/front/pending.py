@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Command, Enqueue, Heartbeat, Outcome, Reason, Refused
+from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, Next, Outcome, Reason, Refused
 
 REQUEST_BYTES = 64  # what a request weighs beside its payload, state and names
 WINDOW_MIN = 256
@@ -73,10 +73,11 @@ class UnderWay:
 
     def add(self, number: int, pending: Pending) -> None:
         """Enter a request."""
-        self.entries[number] = pending
+        entries = self.entries
+        entries[number] = pending
         if pending.poll:
             self.polls += 1
-        elif not self._probe and len(self.entries) >= WINDOW_MIN:  # with fewer nothing depends on it
+        elif len(entries) >= WINDOW_MIN and not self._probe:  # with fewer nothing depends on it
             self._begin_probe(number)
 
     def add_group(self, group: Group, deadline: float) -> None:
@@ -145,6 +146,10 @@ def weigh(command: Command) -> int:
     """Return roughly how many bytes a command is."""
     if isinstance(command, Enqueue):
         return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.payload) + len(command.state or b"")
+    if isinstance(command, Next):
+        return REQUEST_BYTES + len(command.queue)
+    if isinstance(command, Complete):
+        return REQUEST_BYTES + len(command.queue)
     if isinstance(command, Heartbeat):
         return REQUEST_BYTES + len(command.queue) + len(command.id) + len(command.state or b"")
     jobs = getattr(command, "jobs", ())

@@ -44,7 +44,7 @@ class Router:
         if self.watches:
             return self._submit_watched(command, on_reply)
         link = self.link_of(command.queue)
-        number = link.submit(self._timely(command), on_reply)
+        number = link.submit(self._timely(command) if self.draining else command, on_reply)
         return number if isinstance(number, Refused) else (link, number)
 
     def _submit_watched(self, command: QueueCommand, on_reply: OnReply) -> tuple[Link, int] | Refused:

@@ -28,9 +28,9 @@ HOST = b"Host: here\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-def read_all(data: bytes, cuts: tuple[int, ...] = (), limits: HttpLimits = LIMITS) -> list[Item]:
+def read_all(data: bytes, cuts: tuple[int, ...] = (), limits: HttpLimits = LIMITS, known: KnownHeads | None = None) -> list[Item]:
     """Feed data in pieces and return every item but the waits."""
-    reader = RequestReader(limits, SERVES)
+    reader = RequestReader(limits, SERVES, known)
     items: list[Item] = []
     edges = [0, *sorted(cuts), len(data)]
     for start, end in pairwise(edges):
@@ -228,7 +228,7 @@ def test_keep_alive_follows_version_and_connection(version: bytes, field: bytes,
     (item,) = read_all(b"GET /next HTTP/" + version + b"\r\n" + HOST + field + b"\r\n")
 
     assert isinstance(item, Request)
-    assert kept == item.keep_alive
+    assert kept == item.terms.keep_alive
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
@@ -259,7 +259,7 @@ def test_an_answer_is_written_with_its_length_and_without_one_where_it_has_no_bo
 
 def test_heads_that_are_known_mean_the_same_and_are_bounded() -> None:
     """Readers that share what they have parsed give the same requests, and the shared memory has an end."""
-    known: KnownHeads = {}
+    known = KnownHeads()
     for count in range(3000):
         reader = RequestReader(LIMITS, SERVES, known)
         data = post(b"%d" % count) + b"GET /next?queue=%d HTTP/1.1\r\n" % count + HOST + b"\r\n"
@@ -268,14 +268,56 @@ def test_heads_that_are_known_mean_the_same_and_are_bounded() -> None:
         assert isinstance(first, Request)
         assert isinstance(second, Request)
         assert (b"%d" % count, b"queue=%d" % count) == (first.body, second.query)
-    assert 0 < len(known) <= KNOWN_HEADS_MAX
+    assert 0 < len(known.whole) <= KNOWN_HEADS_MAX
+    assert 0 < len(known.terms) <= KNOWN_HEADS_MAX
+
+
+def versions(data: bytes) -> list[bytes]:
+    """Return requests with the method, fields and body of one, and targets that are good, bad, odd, or of another server."""
+    method, _, rest = data.partition(b" ")
+    target, _, rest = rest.partition(b" ")
+    targets = [
+        b"/next?queue=other",
+        b"/next?queue=a%20b&x=+",
+        b"/",
+        b"//here/next",
+        b"/next#f",
+        b"/ne\x80xt",
+        b"/next?a?b",
+        b"/next?" + b"a" * 2000,
+        b"*",
+    ]
+    targets += [b"http://here/next", b"http://there/next", target + b"?job_id=1", target + b"?job_id=1&run_id=2", b"/next \t", b'/"', b""]
+    return [b"%b %b %b" % (method, each, rest) for each in targets]
+
+
+def test_fields_that_are_known_decide_nothing_about_another_target() -> None:
+    """A request is read as if it were the first, whatever was known of the same fields, good and bad targets and sizes alike."""
+    small = HttpLimits(header_bytes_max=200, headers_max=20, url_bytes_max=30, body_size_max=1000)
+    everything = [data for data, _ in [*GOOD, *BAD.values()]]
+    for limits in (LIMITS, small):
+        known = KnownHeads()
+        for data in everything:
+            for version in [data, *versions(data)] * 2:
+                assert read_all(version, limits=limits) == read_all(version, limits=limits, known=known), version
+        assert known.terms
+
+
+@given(st.sampled_from([data for data, _ in GOOD]), st.integers(0, 60), st.binary(min_size=1, max_size=3))
+def test_a_damaged_request_is_no_better_for_what_is_known(data: bytes, at: int, patch: bytes) -> None:
+    """What is known of whole requests makes no other sense of damaged ones."""
+    known = KnownHeads()
+    read_all(data, known=known)
+    damaged = data[:at] + patch + data[at + len(patch) :]
+
+    assert read_all(damaged) == read_all(damaged, known=known)
 
 
 def test_a_head_that_is_no_request_of_the_lane_is_never_known() -> None:
     """Faults and handovers are found out anew each time."""
-    known: KnownHeads = {}
+    known = KnownHeads()
     for data in [b"GET / HTTP/1.1\r\n" + HOST + b"\r\n", *(bad for bad, _ in BAD.values())]:
         reader = RequestReader(LIMITS, SERVES, known)
         reader.feed(data)
         reader.next()
-    assert all(head.path == b"/enqueue" for head in known.values())
+    assert all(head.path == b"/enqueue" for head in known.whole.values())
