@@ -10,6 +10,7 @@ Entries of items that have long gone (a job completed, its timeout a year away) 
 
 from __future__ import annotations
 
+import sys
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STALE_MIN = 256
+NEVER = sys.maxsize
 
 
 class Deadlines(Generic[T]):
@@ -37,9 +39,9 @@ class Deadlines(Generic[T]):
         self._filed += 1
         heappush(self._heap, (due, self._filed, item))
 
-    def first(self) -> int | None:
-        """Return a time at or before the first due time, or None where nothing waits."""
-        return self._heap[0][0] if self._heap else None
+    def first(self) -> int:
+        """Return a time at or before the first due time, or `NEVER` where nothing waits."""
+        return self._heap[0][0] if self._heap else NEVER
 
     def pop_due(self, now: int, most: int) -> list[tuple[T, bool]]:
         """Remove and return up to `most` items that have come up by `now`, in order, each with whether it is really due (False: it waits no more)."""

@@ -51,6 +51,7 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
+from proteus_shards.core.deadlines import NEVER
 from proteus_shards.core.extras import Extras, pack_extras, slim
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
 from proteus_shards.core.luggage import Luggage
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from proteus_shards.core.model import Batch
     from proteus_shards.core.schedules import Calendar
 
+
+SWEEP_TURNS = 16  # how often the heaps are looked over, in calls of `advance`
 
 _ENQUEUE, _SCHEDULE = TRANSITIONS[Verb.ENQUEUE][GONE], TRANSITIONS[Verb.SCHEDULE][GONE]
 
@@ -101,6 +104,7 @@ class Shard(Luggage, Recurring):
             **self._recurring_handlers(),
         }
         self.records_in_doubt: list[RecordKey] = []
+        self._turns = 0
 
     # --- driving -----------------------------------------------------------------------------------------------
 
@@ -121,22 +125,28 @@ class Shard(Luggage, Recurring):
             return
         if self._scans:
             self._scan_on()
-        if (first := self._recurring.first()) is not None and first <= wall:
+        if self._recurring.first() <= wall:
             self._come_up()
-        if (first := self._expiries.first()) is not None and first <= wall:
+        if self._expiries.first() <= wall:
             self._lapse_due()
-        if (first := self._schedule.first()) is not None and first <= wall:
+        if self._schedule.first() <= wall:
             self._promote()
-        if (first := self._deadlines.first()) is not None and first <= self._now:
+        if self._deadlines.first() <= self._now:
             self._expire()
-        if (first := self._refills.first()) is not None and first <= self._now:
+        if self._refills.first() <= self._now:
             self._refill()
-        if (first := self._polls.first()) is not None and first <= self._now:
+        if self._polls.first() <= self._now:
             self._end_polls()
-        if (first := self._graves.first()) is not None and first <= self._clock and not self.away:
+        if self._graves.first() <= self._clock and not self.away:
             self._drop_old()
         if self._kept_until <= self._clock:
             self._sweep_kept()
+        self._turns += 1
+        if self._turns % SWEEP_TURNS == 0:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Throw away what lies in the heaps and waits no more, where that is most of them."""
         for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
             job.timed = False
         self._schedule.sweep(self.totals[SCHEDULED])
@@ -164,20 +174,12 @@ class Shard(Luggage, Recurring):
         """Return after how many microseconds (at least 0) `advance` has something to do, or None."""
         if self._scans:
             return 0
-        waits = []
-        for first, clock in (
-            (self._schedule.first(), wall),
-            (self._recurring.first(), wall),
-            (self._expiries.first(), wall),
-            (self._deadlines.first(), now),
-            (self._refills.first(), now),
-            (self._polls.first(), now),
-        ):
-            if first is not None:
-                waits.append(max(0, first - clock))
-        if (first := self._graves.first()) is not None and not self.away:
-            waits.append(max(0, first - wall))
-        return min(waits, default=None)
+        soonest = min(
+            min(self._schedule.first(), self._recurring.first(), self._expiries.first()) - wall,
+            min(self._deadlines.first(), self._refills.first(), self._polls.first()) - now,
+            NEVER if self.away else self._graves.first() - wall,
+        )
+        return max(0, soonest) if soonest <= TIME_US_MAX else None
 
     def waiting(self) -> list[Key]:
         """Return the keys of all waiting `next`s."""

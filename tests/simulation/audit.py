@@ -74,7 +74,10 @@ def audit(
         over = known.vague or (known.run_id is not None and known.last and (view.now >= known.until or _has_failed(known, limbo)))
         over = over or may_have_lapsed(view, known)
         if seq is not None and over:
-            del died[seq]
+            grave = died.pop(seq)
+            if not _has_state(known, grave, limbo):
+                raise Violation(f"{line.name}/{known.id} has died as {grave}, not with state {known.state!r}")
+            known.state, known.attempt = grave.state, grave.attempt
             line.dead.append(known)
         elif not _completed(known, limbo) and not (over and may_be_dropped(known)):
             raise Violation(f"acknowledged job {line.name}/{known.id} is lost")
@@ -111,7 +114,9 @@ def _compare_letters(
 
 
 def _is_letter_of(row: Row, known: Known) -> bool:
-    return row.id == known.id and known.seq in (-1, row.seq) and row.payload == known.payload and row.attempt == known.attempt
+    if row.id != known.id or known.seq not in (-1, row.seq) or row.payload != known.payload:
+        return False
+    return row.attempt == known.attempt or (known.vague and row.attempt == known.attempt + 1)
 
 
 def _is_row_of(row: Row | None, known: Known) -> bool:

@@ -253,7 +253,9 @@ class SimulatedStore:
             raise
 
     def _write_late(self, batch: Batch, epoch: int) -> None:
-        if not self.stale and epoch == self.epoch:
+        damaged = self.disk.damaged
+        lost = damaged and any((key.slot, key.seq) in damaged for keys in (batch.deletes, batch.marks) for key in keys)
+        if not self.stale and epoch == self.epoch and not lost:
             self.disk.check_inserts(batch)
             self.disk.write(batch)
 

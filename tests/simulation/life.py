@@ -83,7 +83,10 @@ class Life:
         self.store.fenced = self.lose_rows
         shard = ObservedShard(world.plan.limits, world.new_run_id, lambda: 0.5)
         shard.life = self
+        self._read = world.oracle.read
+        self._has_pump = False  # it reads the clocks while it is made
         self.pump = Pump(shard, self.store, self.clocks, index=index)
+        self._has_pump = True
         self.links = [SimulatedLink(self) for _ in range(world.plan.links)]
         self.task = world.loop.create_task(self._live())
         self.task.add_done_callback(self._finish)
@@ -117,7 +120,7 @@ class Life:
             raise Ended
         now = self.world.loop.now
         wall = now + self.world.wall_offset
-        self.world.oracle.read(self.view, self.wakes_at() if hasattr(self, "pump") else now, wall)
+        self._read(self.view, self.wakes_at() if self._has_pump else now, wall)
         return now, wall
 
     @property
@@ -127,7 +130,8 @@ class Life:
 
     def wakes_at(self) -> int:
         """Return what the core's clock is, or will be once the pump has found out that it was stalled until now."""
-        now, pump = self.world.loop.now - self.stalled_us, self.pump
+        pump = self.pump
+        now = self.world.loop.now - pump._stalled_us
         return pump._timer_us if pump._timer is not None and now - pump._timer_us > STALL_US else now
 
     def judge(self, replies: list[tuple[object, Outcome]]) -> None:

@@ -90,7 +90,7 @@ class VirtualLoop:
         timer = Timer(callback, args)
         due = self.now + delay_us
         if self._resolution > 1:
-            due = max(self.now + 20 * (delay_us > 0), due - due % self._resolution)  # a turn of a real loop takes time
+            due = max(self.now + 250 * (delay_us > 0), due - due % self._resolution)  # a turn of a real loop takes time
         self._filed += 1
         heappush(self._timers, (due, self._filed, timer))
         return timer

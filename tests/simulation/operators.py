@@ -119,10 +119,10 @@ class Operators(Semantics):
 
     def audit_settings(self, view: View, line: Line, limbo: list[Op]) -> None:
         """Hold the stored settings of a queue against what was acknowledged, and believe them."""
-        possible = [line.settings]
+        possible = {line.settings}
         for op in limbo:
             if type(op.command) is SetQueue:
-                possible += [patched(settings, op.command.patch) for settings in possible]
+                possible |= {patched(settings, op.command.patch) for settings in possible}
         found = stored_settings(self.disk, line.name)
         if found not in possible:
             raise Violation(f"queue {line.name} is stored with {found}, not {line.settings}")

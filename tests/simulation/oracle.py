@@ -76,9 +76,8 @@ class Oracle(Operators):
         """Take note that a shard has read its clocks."""
         view.now = now
         view.wall = wall
-        if wall > view.wall_max:
-            view.wall_max = wall
-            self.wall_max = max(self.wall_max, wall)
+        view.wall_max = max(view.wall_max, wall)
+        self.wall_max = max(self.wall_max, wall)
         view.clock = max(view.clock, wall)
         while view.schedule and view.schedule[0][0] <= wall and now >= view.grace_until:
             heappop(view.schedule)[2].reached = self.count
@@ -127,6 +126,7 @@ class Oracle(Operators):
             known.until = 0  # refused: it waits for its timeout, in nobody's hands
             return
         known.run_id = None
+        known.rests_from = view.now
         known.attempt -= 1
         known.once_due = True
         known.skip_before = self.count + 1
@@ -403,6 +403,9 @@ class Oracle(Operators):
                 and op.applied >= view.certain_from
                 and op.number >= known.skip_before
             ):
+                if self._may_have_lapsed(view, known):
+                    self._die(line, known)
+                    continue
                 known.attempt += 1
                 if not known.last:
                     raise Violation(f"{name_of(op)}: {known.id} is not delivered, though it is ready")
@@ -424,6 +427,7 @@ class Oracle(Operators):
                 self._die(line, known)
             else:
                 known.run_id = None
+                known.rests_from = op.applied
                 known.put_off = NEVER if known.backoff or self.plan.settings.backoff else None
         line.next_due = next_due
 

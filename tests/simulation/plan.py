@@ -39,14 +39,14 @@ class Plan:
         self.healed = False
         faulty = not chance(0.1)
 
-        self.operations = pick((200, 300, 400, 600))
+        self.operations = pick((300, 600, 1200, 2400))
         self.queues = QUEUES[: pick((1, 1, 2, 3, 6))]
         self.ids = tuple(str(number) for number in range(pick((3, 6, 12))))
         self.shards = pick((1, 1, 1, 2, 3))
         self.links = pick((1, 2, 4))
         self.resolution_us = pick((1, 1, 1000))
 
-        self.frame_max = pick((1, 3, 8, 16))
+        self.frame_max = pick((1, 4, 12, 32))
         self.gap_us = pick((100, 1_000, 10_000, 100_000, 500_000))
         self.delayed = pick((0.0, 0.0, 0.1, 0.5))
         self.delay_us = pick((2_000, 50_000, 3_000_000))
@@ -76,8 +76,8 @@ class Plan:
         self.row_bytes_max = pick((None, None, None, 60))
         self.batch_rows_max = pick((None, None, 1, 2, 5))
         self.batch_bytes_max = pick((None, None, None, 700, 2000))
-        if self.batch_rows_max is not None and self.latency_us > 100_000:
-            self.batch_rows_max = 5  # a thousand commits one after another, of seconds each, show nothing else
+        if (self.batch_rows_max or self.batch_bytes_max) is not None and self.latency_us > 100_000:
+            self.batch_rows_max = self.batch_rows_max and 5  # a thousand commits one after another, of seconds each, show nothing else
             self.latency_us = 200_000
         small = chance(0.2)
         self.pending_max = 6 if small and chance(0.3) else 100_000

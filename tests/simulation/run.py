@@ -106,11 +106,10 @@ def shortest(seed: int) -> int:
         most = world.oracle.count
     else:
         return 0
-    best = min(most, world.operations)
-    for share in (8, 4, 2, 1.5, 1.2):
-        operations = int(best / share)
-        if operations and fails(seed, operations) is not None:
-            best = operations
+    best = world.operations
+    for operations in (min(most, best), most / 8, most / 4, most / 2, most / 1.5, most / 1.2):
+        if 0 < operations < best and fails(seed, int(operations)) is not None:
+            best = int(operations)
     return best
 
 

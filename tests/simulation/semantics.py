@@ -151,8 +151,8 @@ class Semantics:
     def _settle_lapsed(self, view: View, line: Line, op: Op) -> None:
         """What still waits though its ttl is over has died of it."""
         for known in [known for known in line.jobs.values() if known.run_id is None and not known.vague]:
-            if known.skip_before > op.number:
-                continue
+            if known.skip_before > op.number or known.rests_from >= op.applied:
+                continue  # its end comes with the next turn
             if known.expires_at is not None and known.expires_at < op.wall and op.applied >= view.certain_from:
                 self._die(line, known)
 
@@ -173,6 +173,7 @@ class Semantics:
             elif in_hand:
                 known.attempt -= 1
             known.run_id = None
+            known.rests_from = op.applied
             known.vague = False
             known.put_off = op.wall + delay if delay else None
             known.once_due = False
@@ -197,6 +198,7 @@ class Semantics:
             known.attempt -= 1
             known.once_due = True
         known.run_id = None
+        known.rests_from = op.applied
         known.vague = False
         if known.persist:
             row = self.disk.live[op.queue].get(command.id)
@@ -219,6 +221,8 @@ class Semantics:
                 if found is None or not self._may_have_died(found, op, view.now, view=view):
                     raise Violation(f"{name_of(op)}: {letter.id} is listed as dead, which it is not")
                 self._die(line, found)
+            if found.vague:  # given back, or given out and over: it is told now
+                found.attempt += letter.attempt == found.attempt + 1
             if letter.attempt != found.attempt or letter.state != found.state or letter.reason not in REASONS:
                 raise Violation(f"{name_of(op)}: {letter} has another attempt, state or reason")
             if letter.died_at < died_at:

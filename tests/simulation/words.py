@@ -36,8 +36,33 @@ class Known:
     """A job that must be there. `run_id` is None while it waits."""
 
     __slots__ = (
-        "attempt", "backoff", "created_at", "due_by", "error", "expires_at", "id", "key", "max_retries", "number", "once_due", "op", "past", "payload", "persist", "priority", "put_off", "ready_at", "run_at", "run_id",
-        "seq", "skip_before", "state", "timeout_us", "until", "vague",
+        "attempt",
+        "backoff",
+        "created_at",
+        "due_by",
+        "error",
+        "expires_at",
+        "id",
+        "key",
+        "max_retries",
+        "number",
+        "once_due",
+        "op",
+        "past",
+        "payload",
+        "persist",
+        "priority",
+        "put_off",
+        "ready_at",
+        "rests_from",
+        "run_at",
+        "run_id",
+        "seq",
+        "skip_before",
+        "state",
+        "timeout_us",
+        "until",
+        "vague",
     )  # fmt: skip
 
     def __init__(self, op: Op) -> None:
@@ -58,6 +83,7 @@ class Known:
         self.run_id: bytes | None = None
         self.until = 0  # nobody else may get it before that
         self.due_by = NEVER  # when its timeout is surely over
+        self.rests_from = -1  # when its last run ended
         self.skip_before = 0  # requests up to this number may not have found it
         self.once_due = False  # its run_at was reached, but the clock has been set back since: it may be scheduled again
         self.seq = -1  # where its row is known

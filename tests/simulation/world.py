@@ -26,6 +26,7 @@ from tests.simulation.traffic import DELAY_US_MAX, Traffic
 
 WALL = 1_800_000_000 * SECOND
 GRACE_US = 105_000
+ABSENT_US = 20_000  # how long clients wait at least before they try a shard again that is not there
 DRAIN_US_MAX = 600 * SECOND
 
 
@@ -145,14 +146,18 @@ class World:
                     self.faults[fault.__name__] = self.faults.get(fault.__name__, 0) + 1
                     fault()
                     break
-        else:
-            self._send_frame()
+        wait = 0
+        if luck >= self._chaos_reach:
+            life = self.lives[shard_of(SLOTS[self.plan.queues[int(draw() * len(self.plan.queues))]], self.shards)]
+            if life.up:
+                self._send_frame(life)
+            else:  # nobody is there to take it
+                wait = ABSENT_US
         gap = draw()
-        self.loop.after(int(gap * gap * gap * 4 * self.plan.gap_us), self._act)
+        self.loop.after(wait + int(gap * gap * gap * 4 * self.plan.gap_us), self._act)
 
-    def _send_frame(self) -> None:
+    def _send_frame(self, life: Life) -> None:
         plan, draw, loop = self.plan, self._random, self.loop
-        life = self.lives[shard_of(SLOTS[plan.queues[int(draw() * len(plan.queues))]], self.shards)]
         queues, wall = life.queues, loop.now + self.wall_offset
         commands = [self.traffic.draw(queues[int(draw() * len(queues))], wall) for _ in range(1 + int(draw() * plan.frame_max))]
         link = life.links[int(draw() * len(life.links))]
