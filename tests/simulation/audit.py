@@ -46,16 +46,7 @@ def audit(
 
     for known in list(line.jobs.values()):
         if not known.persist:
-            if restarted:
-                del line.jobs[known.id]
-            elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
-                del line.jobs[known.id]
-                completed = _completed(known, limbo, again=True)  # of a run before, even
-                if (known.run_id is not None and known.last and view.now >= known.until) or may_have_lapsed(view, known):
-                    known.vague = completed
-                    line.dead.append(known)
-                elif not completed:
-                    raise Violation(f"{line.name}/{known.id} has a row, but a memory-only job of this id is there")
+            _audit_memory(view, line, known, rows, limbo, restarted=restarted, may_have_lapsed=may_have_lapsed)
             continue
         row = rows.get(known.id)
         if row is not None and _has_come_back(view, known, row, limbo, may_have_lapsed):
@@ -94,6 +85,29 @@ def audit(
     for row in died.values():
         raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
     line.next_due = min((known.due_by for known in line.jobs.values() if known.run_id is not None), default=NEVER)
+
+
+def _audit_memory(
+    view: View,
+    line: Line,
+    known: Known,
+    rows: dict[str, Row],
+    limbo: list[Op],
+    *,
+    restarted: bool,
+    may_have_lapsed: Callable[[View, Known], bool],
+) -> None:
+    """Look at a job that has no row: a restart ends it, and so does a row of its id."""
+    if restarted:
+        del line.jobs[known.id]
+    elif known.id in rows:  # it was completed in the batch in doubt, and its id enqueued again
+        del line.jobs[known.id]
+        completed = _completed(known, limbo, again=True)  # of a run before, even
+        if (known.run_id is not None and known.last and view.now >= known.until) or may_have_lapsed(view, known):
+            known.vague = completed
+            line.dead.append(known)
+        elif not completed:
+            raise Violation(f"{line.name}/{known.id} has a row, but a memory-only job of this id is there")
 
 
 def _compare_letters(
