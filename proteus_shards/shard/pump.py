@@ -133,6 +133,7 @@ class Pump:
         self._stalled_us = 0  # of all stalls: the core's clock is behind by so much
         self._now_us, self._wall_us = read_clocks()
         self._grace_until_us = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_us = 0  # when the timer should fire
         self._unflushed: dict[Link, None] = {}
@@ -478,7 +479,9 @@ class Pump:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_us = now + wait_us
-        self._timer = asyncio.get_running_loop().call_later(wait_us / 1e6, self._tick)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(wait_us / 1e6, self._tick)
 
     def _log_notes(self) -> None:
         for note in self.shard.notes:

@@ -73,14 +73,16 @@ def audit(
         elif not _completed(known, limbo) and not (over and may_be_dropped(known)):
             raise Violation(f"acknowledged job {line.name}/{known.id} is lost")
 
-    for row in rows.values():
+    newest = 0
+    for row in sorted(rows.values(), key=lambda row: row.seq):
         letter = next((known for known in line.dead if _is_row_of(row, known)), None) if _asked_for(limbo, Redrive, row.id) else None
         if letter is not None:
             revive(view, line, known := letter)
             if (row.status, row.attempt) != (READY, 0) and not ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts):
                 raise Violation(f"{line.name}/{row.id} is redriven, but stored as {row}")
         else:
-            line.jobs[row.id] = known = _newcomer(line, row, limbo, nexts=nexts, met=met)
+            line.jobs[row.id] = known = _newcomer(line, row, limbo, newest, nexts=nexts, met=met)
+            newest = known.number
         _believe(view, known, row, restarted=restarted)
     for row in died.values():
         raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
@@ -178,9 +180,9 @@ def _completed(known: Known, limbo: list[Op], *, again: bool = False) -> bool:
     )
 
 
-def _newcomer(line: Line, row: Row, limbo: list[Op], *, nexts: bool, met: Callable[[Op], Known]) -> Known:
-    """Find the request that a row comes from which nobody was told of."""
-    for op in limbo:
+def _newcomer(line: Line, row: Row, limbo: list[Op], newest: int, *, nexts: bool, met: Callable[[Op], Known]) -> Known:
+    """Find the request that a row comes from which nobody was told of. Where it was asked for twice: after that of the row before, `newest`."""
+    for op in sorted(limbo, key=lambda op: op.number <= newest):
         command = op.command
         if (
             type(command) is Enqueue

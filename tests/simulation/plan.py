@@ -76,9 +76,9 @@ class Plan:
         self.row_bytes_max = pick((None, None, None, 60))
         self.batch_rows_max = pick((None, None, 1, 2, 5))
         self.batch_bytes_max = pick((None, None, None, 700, 2000))
-        if (self.batch_rows_max or self.batch_bytes_max) is not None and self.latency_us > 100_000:
-            self.batch_rows_max = self.batch_rows_max and 5  # a thousand commits one after another, of seconds each, show nothing else
-            self.latency_us = 200_000
+        if self.batch_rows_max is not None or self.batch_bytes_max is not None:
+            self.operations = min(self.operations, 600)
+            self.latency_us = min(self.latency_us, 50_000)  # a thousand commits one after another, of seconds each, show nothing else
         small = chance(0.2)
         self.pending_max = 6 if small and chance(0.3) else 100_000
         self.queue_jobs_max = 2 if small and chance(0.3) else 100_000
