@@ -41,7 +41,7 @@ class Owners:
         if self._register is None:
             from proteus_shards.store import registry
 
-            register: Register = registry.make_register(self._url)  # type: ignore[attr-defined]
+            register: Register = registry.make_register(self._url)
             self._register = register
             await register.open()
         return self._register
