@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from proteus_shards.config import BEAT_SECONDS, Beat, Failed, FrontBoot, Ready, ShardBoot
-from proteus_shards.errors import StartError
+from proteus_shards.errors import ReplacedError, StartError
 from proteus_shards.surroundings import child_environment
 from proteus_shards.tally import CRASH_LOOP_MIN
 
@@ -94,6 +94,7 @@ class Child:
         self.ready = trio.Event()  # it has served (or, with `once`, done its work) at least once
         self.ended = trio.Event()  # its keeper is done: no process is left
         self.failure: StartError | None = None  # why it can never serve
+        self.word: Ready | None = None  # what it said last when it was ready
         self.unclean = False  # it was told to stop while it served, and ended with an error
         self._command = tuple(command)
         self._boot = boot
@@ -129,6 +130,10 @@ class Child:
     def inherit(self, before: Child) -> None:
         """Count the starts of the one before as its own."""
         self._starts += before._starts
+
+    def give(self, boot: ShardBoot) -> None:
+        """Tell its next processes something else."""
+        self._boot = boot
 
     async def keep(self) -> None:
         """Run it, again and again, until it is stopped, is done, or can never serve."""
@@ -254,13 +259,16 @@ class Child:
 
     def _take(self, word: Ready | Failed) -> None:
         if isinstance(word, Ready):
+            self.word = word
             if not self._once:
                 self._serving_since = trio.current_time()
                 self.ready.set()
             log.info("ready", extra={"child": self.name, "detail": word.detail})
             return
         log.error("cannot serve", extra={"child": self.name, "reason": word.detail, "final": word.final})
-        if word.final and self.ready.is_set():
+        if word.fenced and not self._boot.settings.cluster:
+            self.failure = ReplacedError(word.detail)
+        elif word.final and self.ready.is_set():
             self._to_be_mended = True
         elif word.final:
             self.failure = StartError(word.detail)

@@ -20,12 +20,13 @@ import msgspec
 from proteus_shards import __version__, logs
 from proteus_shards.commands import cluster, completion, jobs, lines, queues, watch
 from proteus_shards.config import CONFIG_VARIABLE, Setting, load_settings, settings_table
-from proteus_shards.errors import ProteusError, SettingError
+from proteus_shards.errors import ProteusError, ReplacedError, SettingError
 from proteus_shards.store.registry import check_url
 from proteus_shards.tokens import EVERY_QUEUE, Scope, new_token
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2  # argparse's own choice too
+EXIT_REPLACED = 3  # not to be started again: another server has its place
 
 _DOCTORS_SETTINGS = ("store", "require_durability")
 _IMPORTS_SETTINGS = ("store", "shards")
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
     except SettingError as error:
         return _fail(error, EXIT_USAGE)
+    except ReplacedError as error:
+        return _fail(error, EXIT_REPLACED)
     except ProteusError as error:
         return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:

@@ -219,6 +219,13 @@ class ShardBoot(msgspec.Struct, frozen=True):
     run_dir: str
     claim: Claim | None = None  # in a cluster: what the process is started for
     luggage: str = ""  # path of what the host before handed over of this shard; empty: nothing
+    server: str = ""  # outside a cluster: the name, drawn at the start of the server, under which it holds shards that hosts could share
+    turn: int = 0  # at which it holds this one; 0: it holds none, as its store cannot be shared
+
+    @property
+    def opens_under(self) -> Claim | None:
+        """What the shard's rows may be opened under; None: whoever holds them."""
+        return self.claim or (Claim(self.shard, self.server, self.turn) if self.turn else None)
 
 
 class FrontBoot(msgspec.Struct, frozen=True):
@@ -235,6 +242,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """What a child writes to its standard output, as one line of JSON, once it serves."""
 
     detail: str = ""
+    turns: tuple[int, ...] = ()  # of a preparation outside a cluster: those at which the server holds its shards
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -23,6 +23,10 @@ class StartError(ProteusError):
     """The server could not start."""
 
 
+class ReplacedError(StartError):
+    """Another server was started on the same store, and has its shards now."""
+
+
 class ProtocolError(ProteusError):
     """A peer sent bytes that are not a frame of this protocol."""
 

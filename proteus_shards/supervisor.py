@@ -12,7 +12,7 @@ Decisions that may surprise:
   with an answer that says so. Where the successor cannot serve, the front before goes on. Where standard input is a terminal, SIGHUP keeps its
   meaning, which is that the terminal is gone.
 - A shard that has served and cannot any more (its store came back empty, say) has the store prepared once more before its next start: a server that begins
-  anew serves better than one that waits for what is gone. Where the store is another server's by then, it is left alone.
+  anew serves better than one that waits for what is gone. Where the store is another server's by then, it is left alone, and this server ends (`shard/prepare.py`).
 - During the drain the fronts end first, and shards are still restarted while they do: requests under way may need them.
 """
 
@@ -27,13 +27,14 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from secrets import token_hex
 
 import msgspec
 import trio
 
 from proteus_shards.child import Child, ChildStatistics, any_of, cancel_on
 from proteus_shards.config import FrontBoot, Settings, ShardBoot
-from proteus_shards.errors import StartError
+from proteus_shards.errors import ReplacedError, StartError
 from proteus_shards.surroundings import open_listeners, private_dir, sd_notify, start_line, watchdog_seconds
 from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
 
@@ -75,13 +76,13 @@ class Supervisor:
         self._settings = settings
         self._listeners = tuple(listeners) + ((metrics_listener,) if metrics_listener is not None else ())
         self._tally = Tally(run_dir, "supervisor")
-        self._prepare = Child("prepare", programs.prepare, ShardBoot(settings, 0, run_dir), once=True)
-        self._prepare_again = partial(Child, "prepare", programs.prepare_again, ShardBoot(settings, 0, run_dir), once=True)
+        name = "" if settings.cluster else f"alone-{token_hex(8)}"
+        self._boots = [ShardBoot(settings, i, run_dir, server=name) for i in range(settings.shards)]
+        self._prepare = Child("prepare", programs.prepare, self._boots[0], once=True)
+        self._prepare_again = partial(Child, "prepare", programs.prepare_again, self._boots[0], once=True)
         self._preparing = trio.Lock()
         self._prepared_at = -math.inf
-        self._shards = [
-            Child(f"shard-{i}", programs.shard, ShardBoot(settings, i, run_dir), mend=self._mend_store) for i in range(settings.shards)
-        ]
+        self._shards = [Child(f"shard-{i}", programs.shard, boot, mend=self._mend_store) for i, boot in enumerate(self._boots)]
         self._fronts = [
             Child(
                 f"front-{i}",
@@ -133,14 +134,25 @@ class Supervisor:
                 nursery.start_soon(self._keep, child)
             for child in stage:
                 await child.ready.wait()
+            if stage == [self._prepare]:
+                self._hold(self._prepare)
         self._kept.remove(self._prepare)
+
+    def _hold(self, prepared: Child) -> None:
+        """Tell the shards at which turns the server holds them."""
+        for shard, boot, turn in zip(self._shards, self._boots, prepared.word.turns if prepared.word else (), strict=False):
+            shard.give(msgspec.structs.replace(boot, turn=turn))
 
     async def _mend_store(self) -> None:
         """Prepare the store once more, for a shard that has served and cannot any more. What one shard has just had done is done for all."""
         async with self._preparing:
             if trio.current_time() - self._prepared_at >= PREPARE_SECONDS_MIN:
-                await self._prepare_again().keep()
+                again = self._prepare_again()
+                await again.keep()
                 self._prepared_at = trio.current_time()
+                self._hold(again)
+                if isinstance(again.failure, ReplacedError):
+                    self._fail(again.failure)
 
     async def _count_forever(self) -> None:
         """Write down how often each child was started again, for the page of metrics."""
@@ -164,8 +176,12 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         await child.keep()
         if child.failure is not None:
-            self._failure = self._failure or child.failure
-            self._stop.set()
+            self._fail(child.failure)
+
+    def _fail(self, failure: StartError) -> None:
+        """End the server."""
+        self._failure = self._failure or failure
+        self._stop.set()
 
     async def _watch(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         first: float | None = None

@@ -26,6 +26,7 @@ from proteus_shards.child import (
     Child,
     Lines,
 )
+from proteus_shards.cluster.model import Claim
 from proteus_shards.config import FrontBoot, Settings, ShardBoot
 from proteus_shards.errors import StartError
 from proteus_shards.supervisor import Programs, Supervisor
@@ -71,8 +72,13 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if act == "deaf" else terminated)
 note("started")
 if act == "once":
     say('{"type": "ready"}')
+elif act == "turns":
+    say('{"type": "ready", "turns": [7, 9]}')
 elif act == "final":
     say('{"type": "failed", "detail": "the store is of another make", "final": true}')
+    sys.exit(1)
+elif act == "fenced":
+    say('{"type": "failed", "detail": "another server has it", "final": true, "fenced": true}')
     sys.exit(1)
 elif act == "fail":
     say('{"type": "failed", "detail": "the store is away"}')
@@ -374,6 +380,29 @@ async def test_a_shard_that_has_served_is_tried_again_whatever_it_says(notes: No
         await wait_until(lambda: all(child.serves for child in run.subject.statistics().children))
         assert notes.all().count("again started") == 1
         assert await run.stop() == 0
+
+
+@pytest.mark.parametrize("again", ["once", "fenced"])
+async def test_a_shard_whose_rows_another_server_has_ends_the_server(notes: Notes, again: str) -> None:
+    """Though it has served: it is not started again, nor is the store prepared for it, unless that is how it is found out."""
+    shard = "serve fenced" if again == "once" else "serve final"
+    async with supervised(notes, notes.programs(shard=shard, again=again), shards=1) as run:
+        await run.serve()
+        os.kill(notes.pids("shard0")[-1], signal.SIGKILL)
+        assert await run.failure() == "another server has it"
+
+    assert notes.all().count("shard0 started") == 2
+    assert notes.all().count("again started") == (again == "fenced")
+
+
+async def test_shards_are_told_the_turns_that_a_preparation_has_reported(notes: Notes) -> None:
+    """And one name, drawn at the start: what they may open the rows under."""
+    async with supervised(notes, notes.programs(prepare="turns"), shards=2) as run:
+        await run.serve()
+        boots = [msgspec.json.decode((notes.folder / f"shard{number}.boot").read_bytes(), type=ShardBoot) for number in range(2)]
+
+    assert [boot.opens_under for boot in boots] == [Claim(0, boots[0].server, 7), Claim(1, boots[0].server, 9)]
+    assert boots[0].server.startswith("alone-")
 
 
 @pytest.mark.parametrize(("act", "code"), [("silent", 3), ("half", 4)])

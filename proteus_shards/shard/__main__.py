@@ -32,6 +32,7 @@ from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
 from proteus_shards.shard.luggage import leave_luggage, take_luggage
 from proteus_shards.shard.meter import Meter
+from proteus_shards.shard.prepare import REPLACED
 from proteus_shards.shard.pump import Pump
 from proteus_shards.shard.queues_file import first_settings
 from proteus_shards.store.contract import Durability
@@ -95,7 +96,7 @@ def limits_of(settings: Settings, store: Store) -> Limits:
 async def serve(boot: ShardBoot) -> int:
     """Recover, listen, and work until told to end. Returns the exit status."""
     settings = boot.settings
-    store = make_store(settings.store, boot.shard, settings.shards, boot.claim)
+    store = make_store(settings.store, boot.shard, settings.shards, boot.opens_under)
     required = Durability(settings.require_durability)
     meter = Meter(Tally(boot.run_dir, f"shard-{boot.shard}"), settings.metrics_queues_max)
     core = Shard(limits_of(settings, store), run_ids(), random.random, CronCalendar())
@@ -113,8 +114,9 @@ async def serve(boot: ShardBoot) -> int:
         await listener.start()
     except ProteusError as error:
         log.error("shard cannot start", extra={"error": str(error)})  # noqa: TRY400  # an expected fault, told in one line
-        fenced = boot.claim is not None and isinstance(error, StoreFenced)
-        report(Failed(str(error), final=not fenced and not isinstance(error, StoreRefused | StoreUnknown), fenced=fenced))
+        fenced = boot.opens_under is not None and isinstance(error, StoreFenced)
+        detail = REPLACED if fenced and boot.claim is None else str(error)
+        report(Failed(detail, final=not fenced and not isinstance(error, StoreRefused | StoreUnknown), fenced=fenced))
         await store.close()
         beating.cancel()
         return 1

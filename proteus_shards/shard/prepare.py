@@ -3,6 +3,11 @@
 With the argument `again`, beside shards that have served: a place that is empty by now is prepared, and one that was prepared for another number of shards,
 by another server, is left alone.
 
+**One server on a store.** Where hosts could share the store, a server that runs alone holds its shards there too, in the way that a host of a cluster does
+(`store/register.py`), under a name that is drawn at its start. Whichever is started last takes all holdings. The one before is fenced at its next commit, its shard cannot open the
+rows again, and its supervisor ends: without that two servers would take the rows from each other for ever. Whatever else takes an epoch (`store copy`, a failover) leaves
+the holdings alone, and then a shard that was fenced comes back.
+
 A process of its own, so that a driver's event loop never meets the supervisor's, and a crash here is seen as one.
 """
 
@@ -14,27 +19,59 @@ import sys
 
 from proteus_shards import logs
 from proteus_shards.boot import read_boot, report
-from proteus_shards.config import Failed, Ready, Settings, ShardBoot
-from proteus_shards.errors import ProteusError, StoreError, StoreRefused, StoreUnknown
+from proteus_shards.config import Failed, Ready, ShardBoot
+from proteus_shards.errors import ProteusError, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.shard.locks import patiently
-from proteus_shards.store.registry import prepare_store, prepared_shards
+from proteus_shards.store.registry import can_be_shared, make_register, prepare_store, prepared_shards
 
 log = logging.getLogger("proteus_shards.shard")
 
-
-async def prepare(settings: Settings) -> str | None:
-    """Make the store ready, and return what was moved."""
-    return await prepare_store(settings.store, settings.shards)
+REPLACED = "another server was started on this store and has its shards now: this one ends, as only one may run there"
 
 
-async def prepare_again(settings: Settings) -> str | None:
+async def prepare(boot: ShardBoot) -> Ready:
+    """Make the store ready, hold its shards, and return what was moved."""
+    settings = boot.settings
+    moved = await prepare_store(settings.store, settings.shards, settings.cluster)
+    return Ready(moved or "", await _hold(boot, again=False))
+
+
+async def prepare_again(boot: ShardBoot) -> Ready:
     """Make a store that a running server has lost ready for it."""
+    settings = boot.settings
     found = await prepared_shards(settings.store)
     if found is None:
         log.error("the store is empty and is prepared anew: what was acknowledged before is gone")
     elif found != settings.shards:
-        raise StoreError(f"the store is prepared for {found} shards by now, not {settings.shards}: it is another server's")
-    return await prepare(settings)
+        raise StoreFenced(f"the store is prepared for {found} shards by now, not {settings.shards}: it is another server's")
+    moved = await prepare_store(settings.store, settings.shards, settings.cluster)
+    return Ready(moved or "", await _hold(boot, again=True))
+
+
+async def _hold(boot: ShardBoot, *, again: bool) -> tuple[int, ...]:
+    """Take all holdings, and return their turns; `again`: only those that nobody has. Raises `StoreFenced` where a server that started later has taken one.
+
+    Of two that start at once one goes on: who has held a shard and finds it held by another was the earlier one, and both cannot be.
+    """
+    if boot.settings.cluster or not can_be_shared(boot.settings.store):
+        return ()
+    register = make_register(boot.settings.store)
+    held: set[int] = set()
+    try:
+        await register.open()
+        while True:
+            holdings = (await register.look()).holdings
+            others = [holding for holding in holdings if holding.host != boot.server]
+            if any(holding.shard in held or (again and holding.host) for holding in others):
+                raise StoreFenced(REPLACED)
+            if not others:
+                return tuple(holding.turn for holding in holdings)
+            for holding in others:
+                if not await register.hand(holding.shard, holding.turn, boot.server):
+                    break
+                held.add(holding.shard)
+    finally:
+        await register.close()
 
 
 def main() -> int:
@@ -43,13 +80,14 @@ def main() -> int:
     logs.setup(boot.settings, "prepare")
     try:
         work = prepare_again if sys.argv[1:] == ["again"] else prepare
-        moved = asyncio.run(patiently(lambda: work(boot.settings)))
+        ready = asyncio.run(patiently(lambda: work(boot)))
     except ProteusError as error:
-        report(Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown)))
+        fenced = isinstance(error, StoreFenced)
+        report(Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown), fenced=fenced))
         return 1
-    if moved:
-        log.info("store prepared", extra={"detail": moved})
-    report(Ready(moved or ""))
+    if ready.detail:
+        log.info("store prepared", extra={"detail": ready.detail})
+    report(ready)
     return 0
 
 

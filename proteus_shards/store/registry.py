@@ -78,6 +78,11 @@ def check_url(url: str, *, cluster: bool = False) -> None:
         _check_shared(meant)
 
 
+def can_be_shared(url: str) -> bool:
+    """Say whether hosts can share a store, and servers get into each other's way there. Raises `SettingError`."""
+    return isinstance(read_url(url), _SHARED)
+
+
 def make_store(url: str, shard: int, shards: int, claim: Claim | None = None) -> Store:
     """Return the store of one of `shards` shards, not yet open; with a `claim`, one that opens only for it (`register.py`). Raises `SettingError`."""
     meant = read_url(url)
