@@ -114,9 +114,7 @@ async def serve(boot: ShardBoot) -> int:
         await listener.start()
     except ProteusError as error:
         log.error("shard cannot start", extra={"error": str(error)})  # noqa: TRY400  # an expected fault, told in one line
-        fenced = boot.opens_under is not None and isinstance(error, StoreFenced)
-        detail = REPLACED if fenced and boot.claim is None else str(error)
-        report(Failed(detail, final=not fenced and not isinstance(error, StoreRefused | StoreUnknown), fenced=fenced))
+        report(_failed(boot, error))
         await store.close()
         beating.cancel()
         return 1
@@ -147,6 +145,13 @@ async def serve(boot: ShardBoot) -> int:
     pump.measures()
     beating.cancel()
     return int(failed)
+
+
+def _failed(boot: ShardBoot, error: ProteusError) -> Failed:
+    """Return what the supervisor is told of a start that failed."""
+    if isinstance(error, StoreFenced) and boot.opens_under is not None:
+        return Failed(str(error) if boot.claim else REPLACED, fenced=True)
+    return Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown))
 
 
 def fail_stop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
