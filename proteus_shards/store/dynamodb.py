@@ -20,18 +20,18 @@ what is behind it cannot be asked, so the class is "weak".
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
+from proteus_shards.cluster.model import Claim
 from proteus_shards.core.model import Batch, Record, RecordKey, Row, RowKey
 from proteus_shards.core.placement import SLOTS, slots_of
-from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.errors import StoreError, StoreFailed, StoreFenced, StoreUnknown
 from proteus_shards.store.contract import Damaged, Durability
-from proteus_shards.store.dynamodb_client import Backoff, Client, Unmet, answered, run_all
+from proteus_shards.store.dynamodb_client import Client, Unmet, run_all
 from proteus_shards.store.dynamodb_owner import (
     LAYOUT_VERSION,
     Lease,
@@ -44,6 +44,7 @@ from proteus_shards.store.dynamodb_owner import (
     transaction,
 )
 from proteus_shards.store.dynamodb_prepare import prepare
+from proteus_shards.store.dynamodb_reads import get_all, query_range
 from proteus_shards.store.dynamodb_records import (
     RECORD_PARTITIONS,
     place_of_records,
@@ -56,7 +57,6 @@ from proteus_shards.store.dynamodb_rows import (
     BATCH_BYTES_MAX,
     BATCH_ROWS_MAX,
     PARTITIONS,
-    READ_KEYS_MAX,
     ROW_BYTES_MAX,
     Item,
     partition,
@@ -71,26 +71,7 @@ LOAD_ROWS = 5000  # in a chunk
 LOAD_BYTES = 8 * 1024 * 1024
 
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
-_NOTHING = msgspec.Raw(b"[]")
 _Made = TypeVar("_Made")
-
-
-class _Page(msgspec.Struct):
-    items: msgspec.Raw = msgspec.field(name="Items", default=_NOTHING)
-    next_key: Item | None = msgspec.field(name="LastEvaluatedKey", default=None)
-
-
-class _Part(msgspec.Struct):
-    keys: list[Item] = msgspec.field(name="Keys")
-
-
-class _Found(msgspec.Struct):
-    tables: dict[str, msgspec.Raw] = msgspec.field(name="Responses", default_factory=dict)
-    unprocessed: dict[str, _Part] = msgspec.field(name="UnprocessedKeys", default_factory=dict)
-
-
-_read_page = msgspec.json.Decoder(_Page).decode
-_read_found = msgspec.json.Decoder(_Found).decode
 
 
 class DynamodbStore:
@@ -102,12 +83,13 @@ class DynamodbStore:
     batch_rows_max: int | None = BATCH_ROWS_MAX
     batch_bytes_max: int | None = BATCH_BYTES_MAX
 
-    def __init__(self, url: DynamodbUrl, shard: int, shards: int | None) -> None:
+    def __init__(self, url: DynamodbUrl, shard: int, shards: int | None, claim: Claim | None = None) -> None:
         self.durability = Durability.WEAK
         self.terms = ""
         self._url = url
         self._client = Client(url)
         self._shards = shards  # None: a trial
+        self._claim = claim
         self._slots = range(SLOTS) if shards is None else slots_of(shard, shards)
         self._owner = owner_name()
         self._lease_name = lease_of(shard) if shards is not None else f"trial#{self._owner}"
@@ -218,7 +200,7 @@ class DynamodbStore:
         if self._closed:
             raise StoreError("the store is closed")
         await self._client.connect()
-        self._lease = await take_lease(self._client, self._lease_name, self._owner, self._shards, self._lease)
+        self._lease = await take_lease(self._client, self._lease_name, self._owner, self._shards, self._lease, self._claim)
         self._client.started = True
         of_aws = (urlsplit(self._client.endpoint).hostname or "").endswith(_AWS_DOMAINS)
         self.durability = Durability.REPLICA if of_aws else Durability.WEAK
@@ -231,18 +213,9 @@ class DynamodbStore:
         """Read what one partition has of this shard."""
         self._held()
         low, high = range_of(self._slots)
-        request = {
-            "TableName": self._url.table,
-            "ConsistentRead": True,
-            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :low AND :high",
-            "ExpressionAttributeValues": {":pk": {"S": partition(place, number)}, ":low": {"S": low}, ":high": {"S": high}},
-        }
-        while True:
-            page = _read_page(answered(await self._client.call("query", request)))
-            found += made_of(page.items, self._url.table, place)
-            if page.next_key is None:
-                return
-            request["ExclusiveStartKey"] = page.next_key
+        await query_range(
+            self._client, partition(place, number), low, high, lambda items: found.extend(made_of(items, self._url.table, place))
+        )
 
     async def _get_all(
         self,
@@ -252,29 +225,7 @@ class DynamodbStore:
         found: list[_Made],
     ) -> None:
         """Read items by their keys."""
-        names = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in wanted]
-        parts = (names[start : start + READ_KEYS_MAX] for start in range(0, len(names), READ_KEYS_MAX))
-        await run_all(self._get(part, place, made_of, found) for part in parts)
-
-    async def _get(
-        self, names: list[Item], place: str, made_of: Callable[[msgspec.Raw, str, str], list[_Made]], found: list[_Made]
-    ) -> None:
-        """Read up to 100 items. What the service leaves out, for its size or for lack of throughput, is asked for again."""
-        table = self._url.table
-        backoff = Backoff(self._url.timeout_seconds)
-        while names:
-            request = {"RequestItems": {table: {"Keys": names, "ConsistentRead": True}}}
-            answer = _read_found(answered(await self._client.call("batch_get_item", request)))
-            found += made_of(answer.tables.get(table, _NOTHING), table, place)
-            left = answer.unprocessed[table].keys if table in answer.unprocessed else []
-            if len(left) < len(names):
-                backoff = Backoff(self._url.timeout_seconds)
-            if left:
-                pause = backoff.draw()
-                if pause is None:
-                    raise StoreRefused("DynamoDB asks to go slower: it leaves what is to be read unprocessed")
-                await asyncio.sleep(pause)
-            names = left
+        await get_all(self._client, wanted, lambda items: found.extend(made_of(items, self._url.table, place)))
 
     async def _clear(self) -> None:
         """Remove what a trial wrote."""

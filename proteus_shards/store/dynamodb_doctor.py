@@ -23,9 +23,11 @@ from proteus_shards.errors import StoreError
 from proteus_shards.store.dynamodb_client import Client, answered
 from proteus_shards.store.dynamodb_owner import LAYOUT_VERSION, Layout, read_layout
 from proteus_shards.store.dynamodb_prepare import Table, describe
+from proteus_shards.store.dynamodb_register import DynamodbRegister
 from proteus_shards.store.dynamodb_rows import BATCH_ROWS_MAX, partition
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.findings import Finding
+from proteus_shards.store.sharing import cluster_findings
 
 ROUND_TRIPS = 10
 ROUND_TRIP_SECONDS_MAX = 0.02
@@ -74,12 +76,28 @@ async def _examine(client: Client) -> AsyncIterator[Finding]:
         except StoreError as error:
             yield denied_finding(client, action, error)
             return
-    yield layout_finding(await read_layout(client), client.url.table)
+    layout = await read_layout(client)
+    yield layout_finding(layout, client.url.table)
+    if layout is not None and layout.settled:
+        async for finding in _hosts(client.url):
+            yield finding
     seconds = [await _round_trip(client) for _ in range(ROUND_TRIPS)]
     yield round_trip_finding(median(seconds))
     if client.answered_at is not None:
         yield skew_finding(parsedate_to_datetime(client.answered_at).timestamp() - time.time())
     yield cost_finding(table)
+
+
+async def _hosts(url: DynamodbUrl) -> AsyncIterator[Finding]:
+    """Say which hosts share the table, if any do."""
+    register = DynamodbRegister(url)
+    try:
+        for finding in cluster_findings(await register.look()):
+            yield finding
+    except StoreError as error:
+        yield Finding("fault", str(error))
+    finally:
+        await register.close()
 
 
 async def _try(client: Client, action: str) -> None:

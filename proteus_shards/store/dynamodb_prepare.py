@@ -8,6 +8,9 @@ of the old layout end:
    owners can write no more;
 3. the layout is settled: shards may open.
 
+**A cluster of servers**: while hosts are registered, the number stays what it is. Step 1 is followed by a look for hosts, and a host that joins checks the layout
+in the same transaction: so no host is in a table that is made ready for another number than its own.
+
 After a crash at any moment the same may be done again: a layout that is not settled is taken up where it stands. Each change is made only to what was
 read before, so that of two that prepare at once for different numbers one is told so; for the same number both go on.
 
@@ -22,10 +25,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from proteus_shards.errors import StoreError, StoreRefused
+from proteus_shards.errors import SettingError, StoreError, StoreRefused
 from proteus_shards.store.dynamodb_client import Client, Unmet, run_all
 from proteus_shards.store.dynamodb_owner import LAYOUT_VERSION, Layout, Lease, lease_of, raise_epoch, read_layout, read_lease, write_layout
+from proteus_shards.store.dynamodb_register import read_hosts
 from proteus_shards.store.dynamodb_url import DynamodbUrl
+from proteus_shards.store.sharing import check_sharing
 
 # Where a process may be stopped and leave things as no other moment does.
 STEPS = ("created", "active", "begun", "fenced", "settled")
@@ -69,7 +74,7 @@ class _Described(msgspec.Struct):
     table: Table = msgspec.field(name="Table")
 
 
-async def prepare(url: DynamodbUrl, shards: int, step: Step = lambda _: None) -> str | None:
+async def prepare(url: DynamodbUrl, shards: int, step: Step = lambda _: None, *, cluster: bool = False) -> str | None:
     """Make the table ready for `shards` shards, and say what was changed, if anything was.
 
     Raises `StoreRefused` while DynamoDB is away, another `StoreError` where someone must see to it first. `step` is called with one of `STEPS` as each
@@ -79,7 +84,7 @@ async def prepare(url: DynamodbUrl, shards: int, step: Step = lambda _: None) ->
     try:
         await client.connect()
         await _have_table(client, step)
-        return await _settle(client, shards, step)
+        return await _settle(client, shards, step, cluster=cluster)
     finally:
         await client.close()
 
@@ -144,11 +149,13 @@ def _new_table(url: DynamodbUrl) -> dict[str, Any]:
 # --- the layout ------------------------------------------------------------------------------------------------------
 
 
-async def _settle(client: Client, shards: int, step: Step) -> str | None:
+async def _settle(client: Client, shards: int, step: Step, *, cluster: bool) -> str | None:
     """Bring the layout to this number of shards. Says from what, where it was another."""
     was: int | None = None
     for _ in range(ATTEMPTS_MAX):
         layout = await read_layout(client)
+        if layout is not None:
+            await _check_hosts(client, layout, shards, cluster=cluster)
         as_wanted = layout is not None and (layout.version, layout.shards) == (LAYOUT_VERSION, shards)
         if layout is not None and as_wanted and layout.settled:
             return f"from {was} to {shards} shards; no row had to move" if was not in {None, shards} else None
@@ -158,6 +165,12 @@ async def _settle(client: Client, shards: int, step: Step) -> str | None:
             begun = Layout(LAYOUT_VERSION, shards, settled=False, turn=layout.turn + 1 if layout is not None else 1, leases=leases)
             if not await write_layout(client, begun, layout):
                 continue  # someone else was faster: see what it is now
+            if layout is not None and layout.settled and layout.shards != shards:
+                try:
+                    await _check_hosts(client, layout, shards, cluster=cluster)
+                except SettingError:  # it joined just before: nothing was fenced yet, and all is as it was
+                    await write_layout(client, msgspec.structs.replace(layout, turn=begun.turn), begun)
+                    raise
             layout = begun
         step("begun")
         if not await _fence(client, layout, step):
@@ -166,6 +179,11 @@ async def _settle(client: Client, shards: int, step: Step) -> str | None:
         if await write_layout(client, settled, layout):
             step("settled")
     raise StoreError(f"table {client.url.table} is being made ready for another number of shards by another start: start only one of them")
+
+
+async def _check_hosts(client: Client, layout: Layout, shards: int, *, cluster: bool) -> None:
+    """Raise `SettingError` where the hosts of a cluster are registered whose table may not be made ready so."""
+    check_sharing([host.address for host in await read_hosts(client)], layout.shards, shards, cluster=cluster)
 
 
 async def _fence(client: Client, layout: Layout, step: Step) -> bool:

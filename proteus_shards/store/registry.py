@@ -27,7 +27,11 @@ _MODULES: dict[type[Any], str] = {
     RedisUrl: "redis",
     DynamodbUrl: "dynamodb",
 }
-_SHARED: tuple[type[Any], ...] = (PostgresUrl, RedisUrl)  # what the hosts of a cluster can share: their modules are a `SharedKind`
+_SHARED: tuple[type[Any], ...] = (
+    PostgresUrl,
+    RedisUrl,
+    DynamodbUrl,
+)  # what the hosts of a cluster can share: their modules are a `SharedKind`
 _EXTRAS = {"asyncpg": "postgres", "redis": "redis", "aioboto3": "dynamodb", "aiobotocore": "dynamodb", "botocore": "dynamodb"}
 
 
