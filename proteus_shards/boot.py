@@ -12,11 +12,25 @@ from typing import TypeVar
 
 import msgspec
 
-from proteus_shards.config import Beat, Failed, FrontBoot, Ready, ShardBoot
+from proteus_shards.cluster.model import Claim
+from proteus_shards.config import Beat, Failed, FrontBoot, Ready, Settings, ShardBoot
+from proteus_shards.ipc.orders import NodeOrder
 
 STDIN, STDOUT = 0, 1
 
-Boot = TypeVar("Boot", ShardBoot, FrontBoot)
+Boot = TypeVar("Boot", ShardBoot, FrontBoot, "NodeBoot")
+
+
+class NodeBoot(msgspec.Struct, frozen=True):
+    """What the supervisor tells the node process of a host in a cluster. Its lifeline then brings orders (`ipc.orders`)."""
+
+    settings: Settings
+    run_dir: str
+    listen_fd: int  # of the gate: an inherited socket that listens already
+    boot: str  # of this server: drawn at its start, and the same for all node processes of it
+    running: tuple[Claim, ...] = ()  # processes of shards that there are
+    serving: tuple[Claim, ...] = ()  # of these, those that serve
+    depart_seconds: float | None = None  # the server ends: give everything away within this time
 
 
 def read_boot(kind: type[Boot]) -> Boot:
@@ -34,7 +48,7 @@ def read_boot(kind: type[Boot]) -> Boot:
         sys.exit(1)
 
 
-def report(message: Ready | Failed) -> None:
+def report(message: Ready | Failed | NodeOrder) -> None:
     """Write a control line to the supervisor. One that is gone is not told: the lifeline says the rest."""
     try:
         os.write(STDOUT, msgspec.json.encode(message) + b"\n")

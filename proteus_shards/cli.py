@@ -195,6 +195,8 @@ def _add_option(group: argparse._ActionsContainer, setting: Setting) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     given = {setting.name: getattr(arguments, setting.name) for setting in settings_table()}
     settings = load_settings(given, os.environ, arguments.config, check_url)
+    if settings.cluster:
+        check_url(settings.store, cluster=True)
     logs.setup(settings, "supervisor")
     from proteus_shards import supervisor  # noqa: PLC0415 --help and wrong settings need not wait for trio
 

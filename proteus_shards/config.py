@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 import msgspec.inspect
 
+from proteus_shards.cluster.address import check_cluster
 from proteus_shards.cluster.model import Claim
 from proteus_shards.core.placement import SHARDS_MAX
 from proteus_shards.errors import SettingError
@@ -82,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cluster_ca: str = ""
     lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 8.0
     handover_seconds_max: _Seconds = 10.0
+    node_connections_max: _Count = 10_000
     metrics_host: str = LOOPBACK
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     metrics_relay: bool = False
@@ -159,6 +161,7 @@ SETTINGS_HELP: dict[str, str] = {
     "cluster_ca": "PEM file with the authorities of the hosts' certificates",
     "lease_seconds": "a host that gives no sign of life in the store for so long is dead to the others, and its shards go to them",
     "handover_seconds_max": "time that a host which gives a shard away in order keeps what the shard had in memory only, for the new host to fetch",
+    "node_connections_max": "most connections of other hosts to this one, of which each front of each host makes one for each shard; beyond it they are refused",
     "metrics_host": "address of metrics_port",
     "metrics_port": "a port of its own for GET /metrics, /health and /ready, plain HTTP without tokens, beside the one on port; 0: none",
     "metrics_relay": "show relay's metric names on GET /metrics, beside those of this server: counters, by queue for as many as metrics_queues_max",
@@ -478,6 +481,7 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
         raise SettingError(
             f"{sources['otel_endpoint']} must be http://HOST:PORT or https://HOST, perhaps with a path, and without a user, a password or a query"
         )
+    check_cluster(settings, sources, is_loopback)
     if settings.metrics_host != LOOPBACK and not settings.metrics_port:
         raise SettingError(f"{sources['metrics_host']} needs metrics_port, the port to serve on")
     if not (is_loopback(settings.host) or settings.tokens_file or settings.tls_client_ca or settings.insecure):

@@ -255,6 +255,11 @@ class Steward:
                 listed.append(Run(claim, source[1] if source is not None and source[0] == turn else ()))
         return tuple(listed)
 
+    def settled(self, now: float) -> bool:
+        """Say whether this host has a lease, and nothing left to claim."""
+        self._check_lease(now)
+        return not (self._lapsed or self._claims or self._look_asked)
+
     @property
     def lease_until(self) -> float:
         """The monotonic time at which the own lease is over, unless there is another beat. It may be past, or minus infinity."""

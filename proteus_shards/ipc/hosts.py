@@ -4,7 +4,7 @@
 and `Forget`, the last three answered by `Asked`. Frames hold one message each.
 
 **Gates** take TCP connections of other hosts, under TLS with certificates on both sides. The first frame is a link's `Hello` (then the gate joins it to the
-socket of that shard's process, and reads no more of it; or answers `Elsewhere`), or a `Fetch` (see there).
+socket of that shard's process, and reads no more of it; or answers `Elsewhere`), or a `Fetch`, or a `Nudge` (see there).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards.errors import ProtocolError
+from proteus_shards.ipc.messages import Hello
 
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -112,12 +113,23 @@ class Elsewhere(msgspec.Struct, tag="elsewhere", frozen=True):
     turn: int
 
 
+class Nudge(msgspec.Struct, tag="nudge", frozen=True):
+    """A host has handed a shard over to the one that it speaks to, under this turn. Nothing is answered: the store says the same."""
+
+    shard: int
+    turn: int
+    host: str  # that says so
+
+
 NodeMessage: TypeAlias = Owners | Asked
+GateMessage: TypeAlias = Hello | Fetch | Nudge
 FrontMessage: TypeAlias = Stale | Move | Drain | Forget
 
 encode = msgspec.msgpack.Encoder().encode
 _from_node: msgspec.msgpack.Decoder[NodeMessage] = msgspec.msgpack.Decoder(NodeMessage)
 _from_front: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
+_at_gate: msgspec.msgpack.Decoder[GateMessage] = msgspec.msgpack.Decoder(GateMessage)
+_luggage = msgspec.msgpack.Decoder(Luggage)
 
 
 def decode_from_node(body: bytes | memoryview) -> NodeMessage:
@@ -134,3 +146,19 @@ def decode_from_front(body: bytes | memoryview) -> FrontMessage:
         return _from_front.decode(body)
     except _GARBAGE as error:
         raise ProtocolError(f"not a message of a front: {error}") from error
+
+
+def decode_at_gate(body: bytes | memoryview) -> GateMessage:
+    """Read the first frame that a gate is sent. Raises `ProtocolError`."""
+    try:
+        return _at_gate.decode(body)
+    except _GARBAGE as error:
+        raise ProtocolError(f"not a message to a gate: {error}") from error
+
+
+def decode_luggage(body: bytes | memoryview) -> Luggage:
+    """Read the answer to a `Fetch`. Raises `ProtocolError`."""
+    try:
+        return _luggage.decode(body)
+    except _GARBAGE as error:
+        raise ProtocolError(f"not an answer about luggage: {error}") from error
