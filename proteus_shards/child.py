@@ -5,6 +5,7 @@ The keeper owns the process: whatever ends the keeper, the process is killed if 
 - A child's standard input carries one line of JSON, then nothing, and stays open: its end tells the child that the supervisor
   is gone, however it went. Children are in process groups of their own, so that Ctrl-C reaches the supervisor alone.
 - Settings travel in that line, and children see no `PROTEUS_*` variable but those for tests.
+- The node of a cluster says more than that it is ready, and is told things as it runs: `on_order` hears it, `send` speaks to the process that there is at the moment.
 - A child writes a sign of life every second, from its event loop. One that is silent for hang_seconds_max is killed and replaced. The
   seconds are those in which the supervisor itself was awake: a machine that slept, or a group of processes that was stopped, hangs nowhere.
 """
@@ -14,13 +15,17 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
 import trio
 
+from proteus_shards.boot import NodeBoot
 from proteus_shards.config import BEAT_SECONDS, Beat, Failed, FrontBoot, Ready, ShardBoot
 from proteus_shards.errors import ReplacedError, StartError
+from proteus_shards.ipc.orders import NodeOrder, SupervisorOrder
 from proteus_shards.surroundings import child_environment
 from proteus_shards.tally import CRASH_LOOP_MIN
 
@@ -32,7 +37,11 @@ SERVED_SECONDS_ENOUGH = 10.0  # a child that served this long starts its backoff
 SILENT_STARTS_MAX = 5  # a child that has never served and ends this often without a word stops the server
 LAST_WORDS_SECONDS_MAX = 1.0  # for reading what an ended child wrote
 FAILED_SECONDS_MAX = 5.0  # for the end of a child that said that it failed
-CONTROL_LINE_BYTES_MAX = 64 * 1024
+Boot: TypeAlias = ShardBoot | FrontBoot | NodeBoot
+CONTROL_LINE_BYTES_MAX = 1024 * 1024  # a node names all shards in one
+
+
+_words: msgspec.json.Decoder[Ready | Failed | Beat | NodeOrder] = msgspec.json.Decoder(Ready | Failed | Beat | NodeOrder)
 
 
 class ChildStatistics(msgspec.Struct, frozen=True):
@@ -78,17 +87,20 @@ class Lines:
 class Child:
     """One process that should run, under its keeper.
 
-    `mend` is done before the next start of one that has served and says now that no start would help.
+    `mend` is done before the next start of one that has served and says now that no start would help. `on_change` is called when a process begins to serve, and when it has ended.
+    A `boot` that differs from start to start is a function.
     """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        boot: ShardBoot | FrontBoot,
+        boot: Boot | Callable[[], Boot],
         *,
         once: bool = False,
         mend: Callable[[], Awaitable[None]] | None = None,
+        on_change: Callable[[], None] | None = None,
+        on_order: Callable[[NodeOrder], None] | None = None,
     ) -> None:
         self.name = name
         self.ready = trio.Event()  # it has served (or, with `once`, done its work) at least once
@@ -96,10 +108,15 @@ class Child:
         self.failure: StartError | None = None  # why it can never serve
         self.word: Ready | None = None  # what it said last when it was ready
         self.unclean = False  # it was told to stop while it served, and ended with an error
+        self.fenced = False  # another owner has what it serves: it is not started again
         self._command = tuple(command)
         self._boot = boot
         self._once = once
         self._mend = mend
+        self._on_change = on_change or (lambda: None)
+        self._on_order = on_order
+        self._outbox: deque[bytes] = deque()
+        self._posted = trio.Event()
         self._to_be_mended = False
         self._stop = trio.Event()
         self._process: trio.Process | None = None
@@ -115,6 +132,21 @@ class Child:
         since = self._serving_since
         crashes = 0 if since is not None and trio.current_time() - since >= SERVED_SECONDS_ENOUGH else self._crashes
         return ChildStatistics(self.name, pid, since is not None, self._starts, max(0, self._starts - 1), crashes)
+
+    @property
+    def serves(self) -> bool:
+        """Whether a process serves now."""
+        return self._serving_since is not None
+
+    def send(self, order: SupervisorOrder) -> None:
+        """Tell the process something, if there is one. Its successor's boot says what that has to know."""
+        if self._process is not None:
+            self._outbox.append(msgspec.json.encode(order) + b"\n")
+            self._posted.set()
+
+    def finish(self) -> None:
+        """Start no other process. The one that there is was told, in another way, to come to its end."""
+        self._stop.set()
 
     def stop(self) -> None:
         """Ask the process to finish what it does and end, and start no other. Harmless if repeated."""
@@ -141,7 +173,8 @@ class Child:
         try:
             while not self._stop.is_set():
                 served_seconds = await self._run()
-                if self._stop.is_set() or self.failure is not None or (self._once and self.ready.is_set()):
+                self._on_change()
+                if self._stop.is_set() or self.fenced or self.failure is not None or (self._once and self.ready.is_set()):
                     break
                 self._crashes = 1 if served_seconds >= SERVED_SECONDS_ENOUGH else self._crashes + 1
                 delay = backoff.after(served_seconds)
@@ -157,6 +190,9 @@ class Child:
         finally:
             self.ended.set()
 
+    def _own_boot(self) -> Boot:
+        return self._boot() if callable(self._boot) else self._boot
+
     async def _run(self) -> float:
         """Start one process, attend it to its end, and return for how many seconds it served."""
         self._starts += 1
@@ -165,7 +201,7 @@ class Child:
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                pass_fds=_descriptors(self._boot),
+                pass_fds=_descriptors(self._own_boot()),
                 env=child_environment(os.environ),
                 process_group=0,
             )
@@ -174,12 +210,14 @@ class Child:
             self._note_end(f"it cannot be started: {error.strerror}")
             return 0.0
         self._process = process
+        boot = self._own_boot()  # from here on `send` tells what is new
+        self._outbox.clear()
         said: Ready | Failed | None = None
         try:
             log.debug("started", extra={"child": self.name, "pid": process.pid})
             if self._stop.is_set():  # while it was being started
                 process.terminate()
-            said = await self._attend(process)
+            said = await self._attend(process, boot)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -207,7 +245,7 @@ class Child:
         if not self.ready.is_set() and self._silent_starts >= SILENT_STARTS_MAX:
             self.failure = StartError(f"{self.name}: {reason}")
 
-    async def _attend(self, process: trio.Process) -> Ready | Failed | None:
+    async def _attend(self, process: trio.Process, boot: Boot) -> Ready | Failed | None:
         """Give the process its boot line, hear what it says, wait for its end, and return its first word."""
         said: Ready | Failed | None = None
         heard = trio.Event()
@@ -222,7 +260,10 @@ class Child:
                     if isinstance(word, Beat):
                         self._beaten = True
                         continue
-                    if word is None or said is not None:
+                    if isinstance(word, NodeOrder) and self._on_order is not None:
+                        self._on_order(word)
+                        continue
+                    if not isinstance(word, Ready | Failed) or (said is not None and not (isinstance(word, Failed) and word.fenced)):
                         log.warning("unexpected output", extra={"child": self.name, "bytes": len(line)})
                         continue
                     said = word
@@ -238,18 +279,30 @@ class Child:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             if not self._once:
-                nursery.start_soon(self._watch_beats, process)
-            nursery.start_soon(_send_line, process.stdin, msgspec.json.encode(self._boot) + b"\n")
+                nursery.start_soon(self._watch_beats, process, boot.settings.hang_seconds_max)
+            self._outbox.appendleft(msgspec.json.encode(boot) + b"\n")
+            nursery.start_soon(self._send_lines, process.stdin)
             await process.wait()
             with trio.move_on_after(LAST_WORDS_SECONDS_MAX):  # another process may hold the pipe open
                 await heard.wait()
             nursery.cancel_scope.cancel()
         return said
 
-    async def _watch_beats(self, process: trio.Process) -> None:
+    async def _send_lines(self, stream: trio.abc.SendStream | None) -> None:
+        assert stream is not None
+        try:
+            while True:
+                while self._outbox:
+                    await stream.send_all(self._outbox.popleft())
+                self._posted = trio.Event()
+                await self._posted.wait()
+        except trio.BrokenResourceError:
+            return  # it has ended; its keeper sees that
+
+    async def _watch_beats(self, process: trio.Process, hang_seconds_max: float) -> None:
         """Kill a process that shows no sign of life. A sleep of ours that took too long counts as one of the right length."""
         silent_seconds = 0.0
-        while silent_seconds < self._boot.settings.hang_seconds_max:
+        while silent_seconds < hang_seconds_max:
             await trio.sleep(BEAT_SECONDS)
             silent_seconds += BEAT_SECONDS
             if self._beaten:
@@ -263,10 +316,15 @@ class Child:
             if not self._once:
                 self._serving_since = trio.current_time()
                 self.ready.set()
+                self._on_change()
             log.info("ready", extra={"child": self.name, "detail": word.detail})
             return
+        if word.fenced and isinstance(self._boot, ShardBoot) and self._boot.claim is not None:
+            log.warning("fenced", extra={"child": self.name, "reason": word.detail})
+            self.fenced = True
+            return
         log.error("cannot serve", extra={"child": self.name, "reason": word.detail, "final": word.final})
-        if word.fenced and not self._boot.settings.cluster:
+        if word.fenced:
             self.failure = ReplacedError(word.detail)
         elif word.final and self.ready.is_set():
             self._to_be_mended = True
@@ -287,9 +345,9 @@ async def any_of(*events: trio.Event) -> None:
             nursery.start_soon(cancel_on, event, nursery.cancel_scope)
 
 
-def _word(line: bytes) -> Ready | Failed | Beat | None:
+def _word(line: bytes) -> Ready | Failed | Beat | NodeOrder | None:
     try:
-        return msgspec.json.decode(line, type=Ready | Failed | Beat)
+        return _words.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -298,16 +356,10 @@ def _ending(returncode: int) -> str:
     return f"exit code {returncode}" if returncode >= 0 else f"signal {-returncode}"
 
 
-async def _send_line(stream: trio.abc.SendStream | None, line: bytes) -> None:
-    assert stream is not None
-    try:
-        await stream.send_all(line)
-    except trio.BrokenResourceError:
-        return  # it ended before it read its line; its keeper sees that
-
-
-def _descriptors(boot: ShardBoot | FrontBoot) -> tuple[int, ...]:
+def _descriptors(boot: Boot) -> tuple[int, ...]:
     """Return the sockets that a child inherits."""
+    if isinstance(boot, NodeBoot):
+        return (boot.listen_fd,)
     if not isinstance(boot, FrontBoot):
         return ()
     return (boot.listen_fd,) if boot.metrics_fd is None else (boot.listen_fd, boot.metrics_fd)

@@ -13,6 +13,7 @@ Decisions that may surprise:
   meaning, which is that the terminal is gone.
 - A shard that has served and cannot any more (its store came back empty, say) has the store prepared once more before its next start: a server that begins
   anew serves better than one that waits for what is gone. Where the store is another server's by then, it is left alone, and this server ends (`shard/prepare.py`).
+- In a cluster the node process starts before shards and fronts, and says which shards run here (`tenants.py`). At the drain, once the fronts have ended, it hands all of them over.
 - During the drain the fronts end first, and shards are still restarted while they do: requests under way may need them.
 """
 
@@ -21,27 +22,35 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from secrets import token_hex
 
 import msgspec
 import trio
 
+from proteus_shards.boot import NodeBoot
 from proteus_shards.child import Child, ChildStatistics, any_of, cancel_on
+from proteus_shards.cluster.address import split_address
 from proteus_shards.config import FrontBoot, Settings, ShardBoot
 from proteus_shards.errors import ReplacedError, StartError
+from proteus_shards.ipc.orders import Depart, NodeOrder, Shards
 from proteus_shards.surroundings import open_listeners, private_dir, sd_notify, start_line, watchdog_seconds
 from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
+from proteus_shards.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
 SIGNAL_SECONDS_MIN = 0.25  # a signal this soon after the first is the same one: `timeout`, say, sends it to us and to our group
 PREPARE_SECONDS_MIN = 5.0  # from one preparation of a store that a running server has lost to the next
+SHARDS_SECONDS_MAX = (
+    30.0  # in a cluster, for the first shards of a server to serve; it is ready then in any case, as it serves those of others
+)
+DEPART_SECONDS_LEFT = 1.0  # of drain_seconds_max, for the ends of processes once the shards are given away
 RENEWAL_SECONDS_MAX = 30.0  # for the successor of a front to serve
 STDIN = 0
 
@@ -53,6 +62,7 @@ class Programs(msgspec.Struct, frozen=True):
     prepare_again: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard.prepare", "again")
     shard: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.shard")
     front: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.front")
+    node: tuple[str, ...] = (sys.executable, "-P", "-m", "proteus_shards.node")
 
 
 class SupervisorStatistics(msgspec.Struct, frozen=True):
@@ -72,17 +82,28 @@ class Supervisor:
         run_dir: str,
         listeners: Sequence[socket.socket],
         metrics_listener: socket.socket | None = None,
+        node_listener: socket.socket | None = None,
     ) -> None:
         self._settings = settings
         self._listeners = tuple(listeners) + ((metrics_listener,) if metrics_listener is not None else ())
         self._tally = Tally(run_dir, "supervisor")
-        name = "" if settings.cluster else f"alone-{token_hex(8)}"
+        name = "" if settings.cluster else f"alone-{secrets.token_hex(8)}"
         self._boots = [ShardBoot(settings, i, run_dir, server=name) for i in range(settings.shards)]
         self._prepare = Child("prepare", programs.prepare, self._boots[0], once=True)
         self._prepare_again = partial(Child, "prepare", programs.prepare_again, self._boots[0], once=True)
         self._preparing = trio.Lock()
         self._prepared_at = -math.inf
-        self._shards = [Child(f"shard-{i}", programs.shard, boot, mend=self._mend_store) for i, boot in enumerate(self._boots)]
+        self._shards = [
+            Child(f"shard-{i}", programs.shard, boot, mend=self._mend_store)
+            for i, boot in enumerate(self._boots if node_listener is None else ())
+        ]
+        self._node: Child | None = None
+        self._tenants: Tenants | None = None
+        if node_listener is not None:
+            self._node = Child("node", programs.node, partial(self._node_boot, run_dir, node_listener.fileno()), on_order=self._take)
+            self._tenants = Tenants(settings, programs.shard, run_dir, self._node.send, self._mend_store, self._fail)
+        self._boot = secrets.token_hex(16)
+        self._depart_at: float | None = None
         self._fronts = [
             Child(
                 f"front-{i}",
@@ -100,7 +121,8 @@ class Supervisor:
 
     def statistics(self) -> SupervisorStatistics:
         """Return what there is to know about the children now."""
-        return SupervisorStatistics(tuple(child.statistics() for child in self._kept), self._stop.is_set())
+        tenants = self._tenants.statistics() if self._tenants is not None else []
+        return SupervisorStatistics((*(child.statistics() for child in self._kept), *tenants), self._stop.is_set())
 
     async def run(self, signals: AsyncIterator[int], announce: Callable[[], None]) -> int:
         """Serve until a signal asks for the end, and return the exit code. Raises `StartError` where it never served.
@@ -128,7 +150,9 @@ class Supervisor:
         return code
 
     async def _start(self, nursery: trio.Nursery) -> None:
-        for stage in ([self._prepare], self._shards, self._fronts):
+        if self._tenants is not None:
+            nursery.start_soon(self._tenants.run)
+        for stage in ([self._prepare], [self._node] if self._node is not None else [], self._shards, self._fronts):
             for child in stage:
                 self._kept.append(child)
                 nursery.start_soon(self._keep, child)
@@ -136,12 +160,36 @@ class Supervisor:
                 await child.ready.wait()
             if stage == [self._prepare]:
                 self._hold(self._prepare)
+            if self._tenants is not None and self._node in stage:
+                with trio.move_on_after(SHARDS_SECONDS_MAX):
+                    await self._tenants.wait_served()
         self._kept.remove(self._prepare)
 
     def _hold(self, prepared: Child) -> None:
         """Tell the shards at which turns the server holds them."""
         for shard, boot, turn in zip(self._shards, self._boots, prepared.word.turns if prepared.word else (), strict=False):
             shard.give(msgspec.structs.replace(boot, turn=turn))
+
+    def _node_boot(self, run_dir: str, listen_fd: int) -> NodeBoot:
+        assert self._tenants is not None
+        left = None if self._depart_at is None else max(0.0, self._depart_at - trio.current_time())
+        return NodeBoot(self._settings, run_dir, listen_fd, self._boot, self._tenants.greet(), self._tenants.serving, left)
+
+    def _take(self, order: NodeOrder) -> None:
+        """Do what the node says."""
+        assert self._tenants is not None
+        if isinstance(order, Shards):
+            self._tenants.apply(order)
+            return
+        self._tenants.stop()
+        if self._node is not None:
+            self._node.finish()
+        if order.fault:
+            self._fail(StartError(order.fault))
+
+    def _fail(self, failure: StartError) -> None:
+        self._failure = self._failure or failure
+        self._stop.set()
 
     async def _mend_store(self) -> None:
         """Prepare the store once more, for a shard that has served and cannot any more. What one shard has just had done is done for all."""
@@ -157,7 +205,8 @@ class Supervisor:
     async def _count_forever(self) -> None:
         """Write down how often each child was started again, for the page of metrics."""
         while True:
-            kept = [child.statistics() for child in (*self._shards, *self._fronts)]
+            kept = [child.statistics() for child in (*self._shards, *self._fronts, *([self._node] if self._node is not None else []))]
+            kept += self._tenants.statistics() if self._tenants is not None else []
             self._tally.keep(
                 [
                     sample
@@ -177,11 +226,6 @@ class Supervisor:
         await child.keep()
         if child.failure is not None:
             self._fail(child.failure)
-
-    def _fail(self, failure: StartError) -> None:
-        """End the server."""
-        self._failure = self._failure or failure
-        self._stop.set()
 
     async def _watch(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         first: float | None = None
@@ -245,11 +289,25 @@ class Supervisor:
                     child.stop()
                 for child in kept:
                     await child.ended.wait()
+                if stage is self._fronts and self._tenants is not None:
+                    await self._depart(self._tenants, deadline.deadline)
         if deadline.cancelled_caught:
             left = [child.name for child in self._kept if not child.ended.is_set()]
             log.error("the drain took too long", extra={"killed": left, "seconds_max": self._settings.drain_seconds_max})
             return False
-        return not any(child.unclean for child in self._kept)
+        return not any(child.unclean for child in self._kept) and not (self._tenants is not None and self._tenants.unclean)
+
+    async def _depart(self, tenants: Tenants, deadline: float) -> None:
+        """Have the node give all shards away, and leave the cluster."""
+        node = self._node
+        if node is not None and node in self._kept:
+            self._depart_at = deadline - DEPART_SECONDS_LEFT
+            if not node.ready.is_set():
+                node.stop()
+            node.send(Depart(self._depart_at - trio.current_time()))
+            await node.ended.wait()
+        tenants.stop()
+        await tenants.wait_empty()
 
 
 def run(settings: Settings) -> int:
@@ -277,8 +335,12 @@ async def supervise(settings: Settings, programs: Programs | None = None, write:
         if settings.metrics_port:
             (metrics_listener,) = open_listeners(settings.metrics_host, settings.metrics_port, 1)
             stack.callback(metrics_listener.close)
+        node_listener: socket.socket | None = None
+        if settings.cluster:
+            (node_listener,) = open_listeners(*split_address(settings.node_address), 1)
+            stack.callback(node_listener.close)
         run_dir = stack.enter_context(private_dir(settings.shards))
-        supervisor = Supervisor(settings, programs or Programs(), run_dir, listeners, metrics_listener)
+        supervisor = Supervisor(settings, programs or Programs(), run_dir, listeners, metrics_listener, node_listener)
         return await supervisor.run(signals, lambda: (write or _write_line)(line))
 
 

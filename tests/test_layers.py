@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "surroundings": {"", "errors", "config"},
     "child": {"errors", "boot", "config", "ipc", "surroundings", "tally"},
     "tenants": {"errors", "child", "cluster", "config", "ipc"},
-    "supervisor": {"", "errors", "boot", "config", "child", "ipc", "surroundings", "tally", "tenants"},
+    "supervisor": {"", "errors", "boot", "cluster", "config", "child", "ipc", "surroundings", "tally", "tenants"},
     "client": {"errors"},
     "commands": {"errors", "client"},
     "cli": {

@@ -28,6 +28,7 @@ class Shards(msgspec.Struct, frozen=True, tag="shards"):
 
     starts: tuple[Start, ...]
     seconds: float
+    heard: int = 0  # of how many ends (`Ended`) this node process has been told so far
 
 
 class Departed(msgspec.Struct, frozen=True, tag="departed"):

@@ -48,7 +48,8 @@ class HostState:
         self._starts = {claim: Start(claim) for claim in boot.running}
         self._serving = set(boot.serving)
         self._fetching: dict[Claim, asyncio.Task[None]] = {}
-        self._said: tuple[tuple[Start, ...], float] | None = None
+        self._said: tuple[tuple[Start, ...], float, int] | None = None
+        self._heard = 0  # ends of processes
         self._tasks: set[asyncio.Task[None]] = set()
         self._stale_at = 0.0
         self._lapsed = False
@@ -102,17 +103,17 @@ class HostState:
         self.manage()
 
     def _say(self, now: float) -> None:
-        said = tuple(self._starts.values()), self._steward.lease_until
+        said = tuple(self._starts.values()), self._steward.lease_until, self._heard
         if said != self._said:
             self._said = said
-            report(Shards(said[0], max(0.0, said[1] - now)))
+            report(Shards(said[0], max(0.0, said[1] - now), self._heard))
 
     def depart(self) -> None:
         """Say that nothing is to run any more."""
         for task in self._fetching.values():
             task.cancel()
         self._starts.clear()
-        report(Shards((), 0.0))
+        report(Shards((), 0.0, self._heard))
 
     # --- what the supervisor says ------------------------------------------------------------------------------
 
@@ -125,6 +126,7 @@ class HostState:
             case Away():
                 self._serving.discard(claim)
             case Ended():
+                self._heard += 1
                 self._serving.discard(claim)
                 self._starts.pop(claim, None)
                 if order.fenced:
