@@ -119,6 +119,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     link_requests_max: _Count = 8192
     link_operations_max: _Count = 65_536
     link_bytes_max: _Count = 256 * MIB
+    hold_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=60)] = 2.0
+    resume_seconds_max: _Seconds = 10.0
+    resume_frames_max: _Count = 10_000
+    resume_bytes_max: _Count = 64 * MIB
     shard_pending_max: _Count = 131_072
     polls_max: _Count = 10_000
     queue_jobs_max: _Count = 5_000_000
@@ -198,6 +202,10 @@ SETTINGS_HELP: dict[str, str] = {
     "link_requests_max": "most requests of one front under way at one shard, polls that wait aside; an array is one. Beyond it 429",
     "link_operations_max": "most operations in them, those of arrays and batches counted one by one; beyond it 429",
     "link_bytes_max": "most bytes of one front's requests that wait to be sent to one shard; beyond it 429",
+    "hold_seconds_max": "in a cluster, time that a request waits for a shard that moves, or whose host is cut off; then 429",
+    "resume_seconds_max": "in a cluster, time that a shard and a front of another host remember what is under way between them when their connection is cut; then 503",
+    "resume_frames_max": "most messages that each of the two keeps for it",
+    "resume_bytes_max": "most bytes of them",
     "shard_pending_max": "most operations that wait for a commit in one shard; beyond it 429",
     "polls_max": "most waiting next requests in one shard; beyond it 429",
     "queue_jobs_max": "most live jobs in one queue; beyond it 429",

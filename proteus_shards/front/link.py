@@ -1,4 +1,4 @@
-"""One front's end of one Unix socket to one shard.
+"""One front's link to one shard: what it asks, and what becomes of that. The connection under it is `wire`'s.
 
 How to think about it
 =====================
@@ -10,6 +10,9 @@ A request passes three places: **queued** (accepted, no byte of it handed to the
 - The link is down, too much is under way, or the request is still queued when the link is lost or its time is up: BUSY, surely without
   effect. A queued request that nobody waits for any more is not sent at all.
 - The request was sent, and the link was lost or its time is up: UNKNOWN. A timeout also tells the shard to forget it (`Cancel`).
+
+- In a cluster the shard may move, and the connection be cut while both ends live (`wire`). What the shard refuses as MOVED is kept, with its number, and sent
+  again before all that is queued; a poll with what is left of its wait. UNKNOWN is then only what was sent to a process that nobody hears of any more.
 
 **A run that nobody takes goes back.** A `next` that is abandoned (its client is gone) is cancelled at the shard. Its answer may be on the way
 already: a `Delivered` that finds nobody waiting is answered with `Undeliver` for each of its jobs. Numbers are never used
@@ -32,9 +35,8 @@ costs no timer. No error in a callback, and no message that cannot be encoded, e
 from __future__ import annotations
 
 import logging
-import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 import msgspec
@@ -55,22 +57,14 @@ from proteus_shards.core.commands import (
     Undeliver,
 )
 from proteus_shards.core.model import SECOND_US
-from proteus_shards.errors import ProtocolError, VersionError
-from proteus_shards.fault_points import reached
+from proteus_shards.errors import ProtocolError
 from proteus_shards.front.pending import REQUEST_BYTES, UNSETTLED, Group, OnOutcomes, OnReply, Pending, UnderWay, weigh
-from proteus_shards.ipc.frames import FrameReader, pack_frame
-from proteus_shards.ipc.messages import Goodbye, Request, check_hello, decode_greeting, decode_replies, encode, hello
+from proteus_shards.front.wire import Wire
+from proteus_shards.ipc.messages import Request, encode
 
-BACKOFF_SECONDS_MIN = 0.02
-BACKOFF_SECONDS_MAX = 1.0
-MISMATCH_SECONDS = 5.0  # between tries at a shard of another version: only a restart mends that
-STEADY_SECONDS = 1.0  # a link that held this long was a good one, and its loss is worth a quick retry
-HELLO_SECONDS_MAX = 5.0
-SWEEP_SECONDS = 0.25
 SETTLE_SECONDS_MAX = 1.0
 FRAME_BYTES_SOFT = 1024 * 1024
 FRAME_REQUESTS_MAX = 1024
-RECEIVE_BYTES = 256 * 1024
 OWED_MAX = 100_000  # give-backs kept for another try; each is a run that its client never saw
 
 log = logging.getLogger("proteus_shards.front")
@@ -92,26 +86,21 @@ class LinkStatistics(msgspec.Struct, frozen=True):
     undelivered: int  # runs given back
 
 
-class Link:
+class Link(Wire):
     """A link to one shard. Everything but `run`, `call` and the `wait_` functions is sync."""
 
-    def __init__(self, path: str, shard: int, settings: Settings) -> None:
-        self.shard = shard
+    def __init__(self, target: str, shard: int, settings: Settings) -> None:
+        super().__init__(target, shard, settings)
         self.shard_statistics: Statistics | None = None  # as of the last connect; kept while the shard is away
-        self._path = path
-        self._settings = settings
         self._bytes_max = settings.link_bytes_max
-        self._own = hello(shard, settings.shards)
-        self._connected = False
         self._under_way = UnderWay(settings)
         self._queue: deque[tuple[int, Command | list[Command], int]] = deque()  # (first) number, command(s), weight in bytes
         self._queued_bytes = 0
         self._owed: deque[Undeliver] = deque()  # give-backs to try again
         self._number = 0
-        self._writer = trio.lowlevel.ParkingLot()
-        self._changed = trio.Event()  # set, and replaced, when the link comes up or nothing is in flight any more
-        self._complaint = ""
-        self._connects = self._refused = self._timeouts = self._undelivered = 0
+        self._sent: dict[int, Command] = {}  # in a cluster: what was sent and not answered, by number
+        self._kept: dict[int, Command] = {}  # what the shard has refused because it moves, to be sent again
+        self._refused = self._timeouts = self._undelivered = 0
 
     # --- asking ------------------------------------------------------------------------------------------------
 
@@ -157,7 +146,7 @@ class Link:
 
     def _refusal(self, count: int, weight: int, *, poll: bool = False) -> Refused | None:
         """Say why a request of so many operations and bytes cannot be taken now, if it cannot."""
-        if self._connected:
+        if self._connected or self._hold_until is not None:
             limit = self._under_way.limit_hit(self._settings, count, poll=poll)
             if limit is None and self._queued_bytes and self._queued_bytes + weight > self._settings.link_bytes_max:
                 limit = "bytes wait to be sent to {} (link_bytes_max)"
@@ -294,94 +283,49 @@ class Link:
         if not self._under_way.entries:
             self._announce()
 
-    def _announce(self) -> None:
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
-
     def _learn(self, outcome: Outcome) -> None:
         if isinstance(outcome, Statistics):
             self.shard_statistics = outcome
 
-    # --- the connection ----------------------------------------------------------------------------------------
+    # --- coming up and going down ------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Keep the link up until cancelled."""
-        backoff = BACKOFF_SECONDS_MIN
-        while True:
-            began = trio.current_time()
-            pause: float | None = None
-            try:
-                reason = await self._connect_and_converse()
-            except VersionError as error:
-                reason, pause = str(error), MISMATCH_SECONDS
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
-                reason = str(error) or type(error).__name__
-            except trio.TooSlowError:
-                reason = f"the shard did not greet within {HELLO_SECONDS_MAX:g} s"
-            except Exception:
-                reason = "a fault inside the front"
-                log.exception("the link failed", extra={"shard": self.shard})
-            if trio.current_time() - began >= STEADY_SECONDS:
-                backoff = BACKOFF_SECONDS_MIN
-            if pause is None:
-                pause, backoff = backoff, min(backoff * 2, BACKOFF_SECONDS_MAX)
-                self._complain(logging.WARNING, reason)
-            else:
-                self._complain(logging.ERROR, reason)
-            await trio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 jitter keeps no secret
+    def _begin(self) -> None:
+        if self._kept:
+            again = sorted(self._kept.items(), reverse=True)
+            self._kept.clear()
+            for number, command in again:
+                weight = weigh(command)
+                self._queue.appendleft((number, self._shortened(number, command), weight))
+                self._queued_bytes += weight
+        self._enter(Inspect(), self._learn, REQUEST_BYTES)
 
-    def _complain(self, level: int, reason: str) -> None:
-        """Log why the link is down: once, and then only to those who debug, until it has been up or the reason changes."""
-        log.log(logging.DEBUG if reason == self._complaint else level, "link down", extra={"shard": self.shard, "reason": reason})
-        self._complaint = reason
+    def _shortened(self, number: int, command: Command) -> Command:
+        """Return a poll that is sent again with what is left of its wait."""
+        pending = self._under_way.entries.get(number)
+        if pending is None or type(command) is not Next or not command.wait_us:
+            return command
+        left = pending.deadline - self._settings.request_seconds_max - trio.current_time()
+        return msgspec.structs.replace(command, wait_us=max(0, min(command.wait_us, int(left * SECOND_US))))
 
-    async def _connect_and_converse(self) -> str:
-        """Connect, greet, and carry messages until the link ends. Returns why it ended; raises where it never began."""
-        stream = await trio.open_unix_socket(self._path)
-        async with stream:
-            frames = FrameReader()
-            with trio.fail_after(HELLO_SECONDS_MAX):
-                await self._greet(stream, frames)
-            self._connected = True
-            self._connects += 1
-            self._complaint = ""
-            self._announce()
-            log.info("link up", extra={"shard": self.shard})
-            self._enter(Inspect(), self._learn, REQUEST_BYTES)
-            ends: list[str] = []
-            try:
-                async with trio.open_nursery() as nursery:
-                    for work in (partial(self._read, stream, frames), partial(self._write, stream), self._sweep):
-                        nursery.start_soon(self._until_it_ends, work, ends, nursery.cancel_scope)
-            finally:
-                self._lose()
-            return ends[0]
+    def _lose_sent(self) -> None:
+        sent, self._sent = self._sent, {}
+        for number in sent:
+            pending = self._under_way.remove(number)
+            if pending is not None:
+                self._settle(number, pending, Refused(Reason.UNKNOWN, f"the link to shard {self.shard} was lost"))
 
-    async def _greet(self, stream: trio.SocketStream, frames: FrameReader) -> None:
-        await stream.send_all(pack_frame(encode(self._own)))
-        bodies: list[bytes] = []
-        while not bodies:
-            data = await stream.receive_some(RECEIVE_BYTES)
-            if not data:
-                raise ProtocolError("the shard closed the link before its greeting")
-            bodies = frames.feed(data)
-        if len(bodies) > 1:
-            raise ProtocolError("the shard spoke before it was asked")
-        peer = decode_greeting(bodies[0])
-        if isinstance(peer, Goodbye):
-            raise ProtocolError(f"the shard refused the link: {peer.detail}")
-        check_hello(self._own, peer)
-
-    async def _until_it_ends(self, work: Callable[[], Awaitable[str]], ends: list[str], scope: trio.CancelScope) -> None:
-        """Do one part of the conversation. When any part ends, for whatever reason, all do."""
-        try:
-            ends.append(await work())
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
-            ends.append(str(error) or type(error).__name__)
-        except Exception:
-            ends.append("a fault inside the front")
-            log.exception("the link failed", extra={"shard": self.shard})
-        scope.cancel()
+    def _end_hold(self) -> None:
+        held = list(self._kept)
+        for number, command, _ in self._queue:
+            held += range(number, number + len(command)) if isinstance(command, list) else (number,)
+        self._kept.clear()
+        self._queue.clear()
+        self._queued_bytes = 0
+        for number in held:
+            pending = self._under_way.remove(number)
+            if pending is not None:
+                detail = f"shard {self.shard} is on its way to another host, or out of reach (hold_seconds_max)"
+                self._settle(number, pending, Refused(Reason.BUSY, detail))
 
     def _lose(self) -> None:
         """Settle everything: the link is gone."""
@@ -398,16 +342,17 @@ class Link:
 
     # --- reading -----------------------------------------------------------------------------------------------
 
-    async def _read(self, stream: trio.SocketStream, frames: FrameReader) -> str:
-        while True:
-            data = await stream.receive_some(RECEIVE_BYTES)
-            if not data:
-                return "the shard closed the link"
-            for body in frames.feed(data):
-                reached("link.received")
-                for number, outcome in decode_replies(body):
-                    self._take_reply(number, outcome)
-                reached("link.settled")
+    def _take_or_keep(self, number: int, outcome: Outcome) -> None:
+        """Take a reply in a cluster: what the shard refuses because it moves is sent again, to where it goes."""
+        command = self._sent.pop(number, None)
+        if type(outcome) is Refused and outcome.reason is Reason.MOVED:
+            if command is not None and number in self._under_way.entries:
+                self._kept[number] = command
+            self._leave()
+        else:
+            self._take_reply(number, outcome)
+        if self._leave_at is not None:
+            self._check_left()
 
     def _take_reply(self, number: int, outcome: Outcome) -> None:
         pending = self._under_way.remove(number)
@@ -420,16 +365,14 @@ class Link:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    async def _write(self, stream: trio.SocketStream) -> str:
-        while True:
-            if not self._queue:
-                await self._writer.park()
-            frame = self._frame(self._take())
-            if frame:
-                await stream.send_all(frame)
-                reached("link.sent")
-            else:
-                await trio.lowlevel.checkpoint()
+    def _has_queued(self) -> bool:
+        return bool(self._queue)
+
+    def _has_sent(self) -> bool:
+        return bool(self._sent)
+
+    def _next_frame(self) -> bytes:
+        return self._frame(self._take())
 
     def _take(self) -> list[Request]:
         """Take the requests of the next frame from the queue: from here on they count as sent."""
@@ -451,14 +394,24 @@ class Link:
                 requests.extend(enumerate(command, number))
             else:
                 requests.append((number, command))
+        if self._moves:
+            self._note_sent(requests)
         return requests
+
+    def _note_sent(self, requests: list[Request]) -> None:
+        """Remember, in a cluster, what is sent until it is answered."""
+        for number, command in requests:
+            if type(command) is Cancel:
+                self._sent.pop(command.request, None)
+            else:
+                self._sent[number] = command
 
     def _frame(self, requests: list[Request]) -> bytes:
         """Return the frame of requests. One that cannot be encoded is settled as a fault, and leaves the others whole."""
         if not requests:
             return b""
         try:
-            return pack_frame(encode(requests))
+            return self._pack(encode(requests))
         except Exception as error:
             if len(requests) > 1:
                 return b"".join(self._frame([request]) for request in requests)
@@ -472,22 +425,19 @@ class Link:
 
     # --- time --------------------------------------------------------------------------------------------------
 
-    async def _sweep(self) -> str:
-        while True:
-            await trio.sleep(SWEEP_SECONDS)
-            now = trio.current_time()
-            late = [number for number, pending in self._under_way.entries.items() if pending.deadline <= now]
-            for number in late:
-                self._expire(number)
-            for _ in range(len(self._owed)):
-                self._give_back(self._owed.popleft())
+    def _look_over(self, now: float) -> None:
+        late = [number for number, pending in self._under_way.entries.items() if pending.deadline <= now]
+        for number in late:
+            self._expire(number)
+        for _ in range(len(self._owed)):
+            self._give_back(self._owed.popleft())
 
     def _expire(self, number: int) -> None:
         pending = self._under_way.remove(number)
         if pending is None:
             return
         self._timeouts += 1
-        if pending.sent:
+        if self._kept.pop(number, None) is None and pending.sent:
             self._put(Cancel(number))
             self._settle(number, pending, Refused(Reason.UNKNOWN, f"shard {self.shard} did not answer in time (request_seconds_max)"))
         else:

@@ -1,9 +1,11 @@
 """The messages between a front and a shard.
 
-A link begins with one `Hello` from the front, answered by one `Hello` from the shard, or by a `Goodbye` that says why not.
+A link begins with one `Hello` from the front, answered by one `Hello` from the shard, by a `Goodbye` that says why not, or by the `Elsewhere` of a gate.
 After that the front sends frames of `Request`s and the shard frames of `Reply`s, many to a frame, each with the number that the
 front gave it. Replies come in any order. Both sides refuse a peer of another protocol number or package version: the messages are
 positional, so a silent mismatch would be misread.
+
+**A shard that moves** says so to all its fronts: a `Reply` of number `MOVING` that answers nothing. What reaches it from then on is refused as MOVED.
 
 `Hello` and `Goodbye` are maps, and stay decodable for ever; `Request` and `Reply` are positional and may change with
 `PROTOCOL`.
@@ -18,8 +20,10 @@ import msgspec
 from proteus_shards import __version__
 from proteus_shards.core.commands import Command, Outcome
 from proteus_shards.errors import ProtocolError, VersionError
+from proteus_shards.ipc.hosts import Elsewhere
 
-PROTOCOL = 1
+PROTOCOL = 2
+MOVING = 0  # no request has this number
 
 Request: TypeAlias = tuple[int, Command]
 Reply: TypeAlias = tuple[int, Outcome]
@@ -33,6 +37,9 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     shard: int
     shards: int
     epoch: int = 0  # the shard's epoch, in its answer
+    session: bytes = b""  # of a front on another host: the name of its session (see `sessions`); empty: the link ends with its connection
+    received: int = 0  # frames of the peer that were taken in, in this session
+    resumed: bool = False  # in the answer: the session is known, and goes on
 
 
 class Goodbye(msgspec.Struct, tag="goodbye", frozen=True):
@@ -42,7 +49,7 @@ class Goodbye(msgspec.Struct, tag="goodbye", frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_greeting: msgspec.msgpack.Decoder[Hello | Goodbye] = msgspec.msgpack.Decoder(Hello | Goodbye)
+_greeting: msgspec.msgpack.Decoder[Hello | Goodbye | Elsewhere] = msgspec.msgpack.Decoder(Hello | Goodbye | Elsewhere)
 _requests = msgspec.msgpack.Decoder(list[Request])
 _replies = msgspec.msgpack.Decoder(list[Reply])
 
@@ -56,7 +63,7 @@ def hello(shard: int, shards: int, epoch: int = 0) -> Hello:
     return Hello(PROTOCOL, __version__, shard, shards, epoch)
 
 
-def decode_greeting(body: bytes | memoryview) -> Hello | Goodbye:
+def decode_greeting(body: bytes | memoryview) -> Hello | Goodbye | Elsewhere:
     """Read the first frame of a peer. Raises `ProtocolError`."""
     try:
         return _greeting.decode(body)

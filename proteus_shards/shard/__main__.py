@@ -35,6 +35,7 @@ from proteus_shards.shard.meter import Meter
 from proteus_shards.shard.prepare import REPLACED
 from proteus_shards.shard.pump import Pump
 from proteus_shards.shard.queues_file import first_settings
+from proteus_shards.shard.sessions import session_limits
 from proteus_shards.store.contract import Durability
 from proteus_shards.store.registry import make_store
 from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
@@ -110,7 +111,7 @@ async def serve(boot: ShardBoot) -> int:
         pump.carry_out(first_settings(boot))
         gc.collect()
         gc.freeze()  # what was recovered is no garbage, and should not be looked through for it
-        listener = Listener(pump, socket_path(boot.run_dir, boot.shard), boot.shard, settings.shards)
+        listener = Listener(pump, socket_path(boot.run_dir, boot.shard), boot.shard, settings.shards, session_limits(settings))
         await listener.start()
     except ProteusError as error:
         log.error("shard cannot start", extra={"error": str(error)})  # noqa: TRY400  # an expected fault, told in one line
@@ -123,22 +124,8 @@ async def serve(boot: ShardBoot) -> int:
     pumping = asyncio.create_task(pump.run())
     stopping = asyncio.create_task(ending.wait())
     await asyncio.wait({pumping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    listener.stop_accepting()
-    if not pumping.done():
-        draining = asyncio.create_task(pump.drain())
-        await asyncio.wait({pumping, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-    failed = pumping.done()
-    if failed:
-        fault = pumping.exception()
-        log.critical("shard ends", exc_info=fault)
-        if boot.claim is not None and isinstance(fault, StoreFenced):
-            report(Failed(str(fault), fenced=True))
-    pumping.cancel()
+    failed = await _end(boot, pump, listener, pumping)
     stopping.cancel()
-    if not failed:
-        pump.stop()
-        await leave_luggage(core, boot)
     await listener.close()
     await store.close()
     counting.cancel()
@@ -152,6 +139,30 @@ def _failed(boot: ShardBoot, error: ProteusError) -> Failed:
     if isinstance(error, StoreFenced) and boot.opens_under is not None:
         return Failed(str(error) if boot.claim else REPLACED, fenced=True)
     return Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown))
+
+
+async def _end(boot: ShardBoot, pump: Pump, listener: Listener, pumping: asyncio.Task[None]) -> bool:
+    """Drain, unless the pump has ended with an error, and leave luggage where there is a claim. Returns whether it has failed."""
+    moves = boot.claim is not None
+    listener.stop_accepting()
+    if not pumping.done():
+        if moves:
+            listener.tell_moving()
+        draining = asyncio.create_task(pump.drain())
+        await asyncio.wait({pumping, draining}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+    if pumping.done():
+        fault = pumping.exception()
+        log.critical("shard ends", exc_info=fault)
+        if moves and isinstance(fault, StoreFenced):
+            report(Failed(str(fault), fenced=True))
+        return True
+    pumping.cancel()
+    if moves:
+        pump.stop()
+        await leave_luggage(pump.shard, boot)
+        await listener.wait_left()
+    return False
 
 
 def fail_stop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ One `Connection` is one front. Bytes become requests here, and outcomes bytes; e
 the protocol is told why, closed, and logged; no other notices. Only processes of the same user (or root) are served: the
 socket lies in a private folder, has mode 0600, and where the kernel tells who connects, that is checked as well.
 
+A front of another host comes through that host's gate, over which its session goes on when a connection is cut (`sessions.py`).
+
 Memory is bounded on both ways: while a front does not read its replies, nothing more is read from it.
 """
 
@@ -17,13 +19,18 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from proteus_shards.core.commands import Delivered, Listed, Outcome
+import msgspec
+
+from proteus_shards.core.commands import Delivered, Listed, Outcome, Reason, Refused
 from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import FrameReader, pack_frame
-from proteus_shards.ipc.messages import Goodbye, check_hello, decode_greeting, decode_requests, encode, hello
+from proteus_shards.ipc.hosts import Elsewhere
+from proteus_shards.ipc.messages import MOVING, Goodbye, Hello, check_hello, decode_greeting, decode_requests, encode, hello
+from proteus_shards.shard.sessions import Session, SessionLimits, Sessions
 
 if TYPE_CHECKING:
-    from proteus_shards.ipc.messages import Hello
+    from collections.abc import Iterator
+
     from proteus_shards.shard.pump import Pump
 
 log = logging.getLogger("proteus_shards.shard")
@@ -32,6 +39,8 @@ FRAME_BYTES_SOFT = 1024 * 1024  # a frame is closed once it is larger; one messa
 MESSAGES_MAX = 1024  # and once it has this many messages, so that its first is not held up by its last
 WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 
+MOVED = Refused(Reason.MOVED, "the shard moves")
+
 _LARGE = frozenset({Delivered, Listed})
 _array32 = struct.Struct(">BI").pack
 
@@ -39,8 +48,10 @@ _array32 = struct.Struct(">BI").pack
 class Connection(asyncio.Protocol):
     """One front's link. Implements `pump.Link`."""
 
-    def __init__(self, pump: Pump, own: Hello, connections: set[Connection]) -> None:
+    def __init__(self, pump: Pump, own: Hello, connections: set[Connection], sessions: Sessions) -> None:
         self.closed = False
+        self._sessions = sessions
+        self._session: Session | None = None  # where it is one of another host
         self._pump = pump
         self._own = own
         self._connections = connections
@@ -70,6 +81,8 @@ class Connection(asyncio.Protocol):
             for body in self._reader.feed(data):
                 if self._greeted:
                     self._pump.receive(self, decode_requests(body))
+                elif self._session is not None:
+                    self._session.take(body)
                 else:
                     self._greet(body)
         except ProtocolError as error:
@@ -80,7 +93,10 @@ class Connection(asyncio.Protocol):
         self.closed = True
         self._connections.discard(self)
         self._out.clear()
-        self._pump.lose(self)
+        if self._session is not None:
+            self._session.detach(self)
+        else:
+            self._pump.lose(self)
         log.debug("link closed", extra={"error": str(exc) if exc else None})
 
     def pause_writing(self) -> None:
@@ -112,42 +128,64 @@ class Connection(asyncio.Protocol):
         if len(out) <= MESSAGES_MAX and not any(type(outcome) in _LARGE for _, outcome in out):
             self._transport.write(pack_frame(encode(out)))
             return
-        frames: list[bytes] = []
-        parts: list[bytes] = []
-        size = 0
-        for reply in out:
-            part = encode(reply)
-            parts.append(part)
-            size += len(part)
-            if size >= FRAME_BYTES_SOFT or len(parts) >= MESSAGES_MAX:
-                frames.append(_frame_of(parts))
-                parts, size = [], 0
-        if parts:
-            frames.append(_frame_of(parts))
-        self._transport.write(b"".join(frames))
+        self._transport.write(b"".join(map(pack_frame, _bodies_of(out))))
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Send a reply at once, whoever it is for."""
+        link = self._session or (self if self._greeted else None)
+        if link is not None:
+            link.put(number, outcome)
+            link.flush()
 
     def close(self) -> None:
         """Send what is queued and end the link."""
         self.flush()
+        if self._session is not None:
+            self._session.flush()
         if self._transport is not None:
             self._transport.close()
+
+    # --- a session's side --------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of a session."""
+        if self._transport is not None and not self.closed:
+            self._transport.write(data)
+
+    def abort(self) -> None:
+        """End the connection: its session goes on over another, or has ended."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- greeting ----------------------------------------------------------------------------------------------
 
     def _greet(self, body: bytes) -> None:
         peer = decode_greeting(body)
-        if isinstance(peer, Goodbye):
-            raise ProtocolError(f"the front ended the link: {peer.detail}")
+        if not isinstance(peer, Hello):
+            raise ProtocolError("the front did not greet" if isinstance(peer, Elsewhere) else f"the front ended the link: {peer.detail}")
         check_hello(self._own, peer)
-        self._greeted = True
         assert self._transport is not None
+        if peer.session:
+            self._resume(peer)
+            return
+        self._greeted = True
         self._transport.write(pack_frame(encode(hello(self._own.shard, self._own.shards, self._pump.epoch))))
+
+    def _resume(self, peer: Hello) -> None:
+        """Go on with the session of a front on another host, or begin it."""
+        session, known = self._sessions.find(peer)
+        missing = session.strand.resume(peer.received)
+        answer = hello(self._own.shard, self._own.shards, self._pump.epoch)
+        self.write(pack_frame(encode(msgspec.structs.replace(answer, received=session.strand.received, resumed=known))) + missing)
+        self._session = session
+        session.attach(self)
 
     def _refuse(self, detail: str) -> None:
         log.error("link refused", extra={"error": detail})
         self.closed = True
         assert self._transport is not None
-        if not self._greeted:
+        if not self._greeted and self._session is None:
             self._transport.write(pack_frame(encode(Goodbye(detail))))
         self._transport.close()
 
@@ -155,11 +193,12 @@ class Connection(asyncio.Protocol):
 class Listener:
     """The shard's socket and the connections made on it."""
 
-    def __init__(self, pump: Pump, path: str, shard: int, shards: int) -> None:
+    def __init__(self, pump: Pump, path: str, shard: int, shards: int, limits: SessionLimits | None = None) -> None:
         self._pump = pump
         self._path = path
         self._own = hello(shard, shards)
         self._connections: set[Connection] = set()
+        self._sessions = Sessions(pump, limits or SessionLimits(), _bodies_of)
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -177,22 +216,42 @@ class Listener:
         if self._server is not None:
             self._server.close()
 
+    def tell_moving(self) -> None:
+        """Tell every front that the shard moves, so that none sends what would come too late."""
+        for connection in list(self._connections):
+            connection.tell(MOVING, MOVED)
+
+    async def wait_left(self) -> None:
+        """Wait, a bounded time, for the fronts to go: each does once all that it has sent is answered."""
+        for _ in range(100):
+            if not self._connections:
+                return
+            await asyncio.sleep(0.01)
+
     async def close(self) -> None:
         """End all connections once their replies are out."""
         self.stop_accepting()
         for connection in list(self._connections):
             connection.close()
-        for _ in range(100):  # a front that does not read is not waited for longer than this
-            if not self._connections:
-                return
-            await asyncio.sleep(0.01)
+        await self.wait_left()  # one that does not read is not waited for longer
 
     def _connect(self) -> Connection:
-        return Connection(self._pump, self._own, self._connections)
+        return Connection(self._pump, self._own, self._connections, self._sessions)
 
 
-def _frame_of(parts: list[bytes]) -> bytes:
-    return pack_frame(_array32(0xDD, len(parts)) + b"".join(parts))
+def _bodies_of(out: list[tuple[int, Outcome]]) -> Iterator[bytes]:
+    """Yield the bodies of frames for replies, none much larger than need be."""
+    parts: list[bytes] = []
+    size = 0
+    for reply in out:
+        part = encode(reply)
+        parts.append(part)
+        size += len(part)
+        if size >= FRAME_BYTES_SOFT or len(parts) >= MESSAGES_MAX:
+            yield _array32(0xDD, len(parts)) + b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield _array32(0xDD, len(parts)) + b"".join(parts)
 
 
 def _peer_uid(connected: socket.socket | None) -> int | None:

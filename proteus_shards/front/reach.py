@@ -1,0 +1,99 @@
+"""How a front reaches a shard: a Unix socket where it runs on this host, the gate of its host where it does not.
+
+Between hosts goes TLS, with certificates on both sides. What is checked of a gate: that the authority of `cluster_ca` has signed its certificate, and that it is valid now. Its name is not
+held against the address: that authority is the cluster's own, whoever has a certificate of it is a host of the cluster and may speak for any shard that the store gives
+it, and a host that took another's address would gain nothing that it does not have. Without `cluster_cert` hosts speak plain TCP; where that is allowed, the settings say.
+
+The files are read for each connection: they are made once in a while, and what was renewed is used from the next on. A connection over which nothing is heard, though the peer
+should answer, is given up after `SILENT_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import trio
+
+from proteus_shards.config import Settings
+from proteus_shards.errors import ProtocolError, SettingError
+from proteus_shards.ipc.frames import FrameReader, pack_frame
+from proteus_shards.ipc.hosts import Elsewhere
+from proteus_shards.ipc.messages import Goodbye, Hello, check_hello, decode_greeting, encode
+
+RECEIVE_BYTES = 256 * 1024
+SILENT_SECONDS = 5
+
+
+def is_local(target: str) -> bool:
+    """Say whether a target is the socket of a process of this host."""
+    return target.startswith("/")
+
+
+async def dial(target: str, settings: Settings) -> trio.abc.Stream:
+    """Connect to a target. Raises `OSError`, `trio.BrokenResourceError` or `SettingError`."""
+    if is_local(target):
+        return await trio.open_unix_socket(target)
+    host, _, port = target.rpartition(":")
+    stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
+    _watch(stream)
+    if not settings.cluster_cert:
+        return stream
+    secured = trio.SSLStream(stream, client_context(settings), https_compatible=True)
+    try:
+        await secured.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return secured
+
+
+def client_context(settings: Settings) -> ssl.SSLContext:
+    """Return how a host asks another. Raises `SettingError`, which names the setting, where the files can't be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    try:
+        context.load_cert_chain(settings.cluster_cert, settings.cluster_key or None, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            f"cluster_cert: {settings.cluster_cert} is no PEM certificate chain with its private key (cluster_key)"
+        ) from error
+    try:
+        context.load_verify_locations(settings.cluster_ca)
+    except OSError as error:
+        raise SettingError(f"cluster_ca: {settings.cluster_ca} holds no PEM certificate") from error
+    return context
+
+
+async def greet(stream: trio.abc.Stream, frames: FrameReader, own: Hello) -> tuple[Hello | Elsewhere, list[bytes]]:
+    """Greet, and return the peer's answer and what of the conversation has come with it. Raises `ProtocolError` or `VersionError`."""
+    await stream.send_all(pack_frame(encode(own)))
+    bodies: list[bytes] = []
+    while not bodies:
+        data = await stream.receive_some(RECEIVE_BYTES)
+        if not data:
+            raise ProtocolError("the shard closed the link before its greeting")
+        bodies = frames.feed(data)
+    peer = decode_greeting(bodies[0])
+    if isinstance(peer, Goodbye):
+        raise ProtocolError(f"the shard refused the link: {peer.detail}")
+    if isinstance(peer, Hello):
+        check_hello(own, peer)
+    if len(bodies) > 1 and not own.session:
+        raise ProtocolError("the shard spoke before it was asked")
+    return peer, bodies[1:]
+
+
+def _watch(stream: trio.SocketStream) -> None:
+    """Have the kernel find out when the other host is gone, or the way to it."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", SILENT_SECONDS * 1000)):
+        option = getattr(socket, name, None)
+        if option is not None:  # not every platform has each
+            stream.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _no_password() -> str:
+    """Answer OpenSSL's question for the password of a key, which else would go to the terminal."""
+    raise ValueError("a key with a password is not supported")
