@@ -75,7 +75,8 @@ def test_a_pod_is_a_host_of_a_cluster() -> None:
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
 
     assert settings.cluster
-    assert f"$(POD_NAME).{stateful['serviceName']}:{ports['node']}" == settings.node_address
+    assert f"$(POD_NAME).{stateful['serviceName']}.$(POD_NAMESPACE).svc:{ports['node']}" == settings.node_address
+    assert ["POD_NAME", "POD_NAMESPACE"] == [each["name"] for each in container["env"]][:2]
     assert (8080, 9090) == (ports["http"], ports["metrics"]) == (settings.port, settings.metrics_port)
     assert stateful["replicas"] <= settings.shards
     assert 1 == manifest("PodDisruptionBudget")["spec"]["maxUnavailable"]
