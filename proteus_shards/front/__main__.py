@@ -157,7 +157,7 @@ async def serve(boot: FrontBoot, listener: socket.socket, metrics: socket.socket
 def _router_of(boot: FrontBoot) -> Router:
     """Return the links of this front: to each shard's own socket, or wherever the node of this host says."""
     settings = boot.settings
-    links = [Link(socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
+    links = [Link("" if settings.cluster else socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     router = Router(links, _access_of(settings), settings)
     if settings.cluster:
         router.cluster = Cluster(boot.run_dir, cast("Sequence[Led]", links), settings.request_seconds_max)

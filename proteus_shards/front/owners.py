@@ -5,7 +5,7 @@ gate of its host where it is not, and nowhere while nobody has it. Nothing here 
 
 **Where the map is wrong** a gate says so (`Elsewhere`), with what it knows. What it knows to be later is believed, once: the link is led there, and the node is told
 (`Stale`), which looks at the store soon. What is not later is not believed, and the node alone is told. As long as any link is down the node is told so
-once a second: a host that has died is missed at the next look, and not a third of a lease later.
+twice a second: a host that has died is missed at the next look, and not a third of a lease later.
 
 **Forwards are counted by subtraction**: how many operations a link had taken when it was led to a host, and has taken now. So a request costs nothing more in a
 cluster than elsewhere. Hosts come and go under new addresses; the first `HOSTS_COUNTED_MAX` have a count of their own.
@@ -32,7 +32,7 @@ from proteus_shards.ipc.hosts import Asked, Drain, Elsewhere, Forget, FrontMessa
 
 BACKOFF_SECONDS_MIN = 0.02
 BACKOFF_SECONDS_MAX = 1.0
-LOOK_SECONDS = 1.0  # between two looks at links that are down and wishes that are late
+LOOK_SECONDS = 0.5  # between two looks at links that are down and wishes that are late
 OUTBOX_MAX = 1024  # of words that maps are stale; a wish is never dropped, and each has a request that waits for it
 RECEIVE_BYTES = 64 * 1024
 HOSTS_COUNTED_MAX = 64
@@ -46,6 +46,8 @@ OnAsked: TypeAlias = Callable[[Asked | None], None]
 
 class Led(Protocol):
     """What the cluster needs of a link."""
+
+    on_elsewhere: Callable[[Elsewhere], None]
 
     @property
     def shard(self) -> int:
@@ -69,6 +71,8 @@ class Cluster:
         self.said: Owners | None = None
         self._run_dir = run_dir
         self._links = tuple(links)
+        for link in self._links:
+            link.on_elsewhere = self.note_elsewhere
         self._wish_seconds_max = wish_seconds_max
         self._connected = False
         self._heard = trio.Event()

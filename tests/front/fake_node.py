@@ -10,7 +10,7 @@ import trio
 from proteus_shards.config import node_socket_path
 from proteus_shards.front.link import LinkStatistics
 from proteus_shards.ipc.frames import FrameReader, pack_frame
-from proteus_shards.ipc.hosts import Asked, FrontMessage, HostSeen, Owner, Owners, Stale, decode_from_front, encode
+from proteus_shards.ipc.hosts import Asked, Elsewhere, FrontMessage, HostSeen, Owner, Owners, Stale, decode_from_front, encode
 from tests.front.fake_shard import PATIENCE_SECONDS
 
 HERE, THERE = "127.0.0.1:7001", "127.0.0.2:7001"
@@ -94,6 +94,7 @@ class FakeLink:
     def __init__(self, shard: int) -> None:
         self.shard = shard
         self.connected = True
+        self.on_elsewhere: Callable[[Elsewhere], None] = lambda _: None
         self.led: list[tuple[str, int]] = []
         self.submitted = 0
 

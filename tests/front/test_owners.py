@@ -69,7 +69,7 @@ async def test_only_what_changes_is_led_anew(host: Host) -> None:
 
 async def test_a_gate_that_knows_better_is_believed_once_and_the_node_told(host: Host) -> None:
     """Until the node has caught up its older word does not count."""
-    host.cluster.note_elsewhere(Elsewhere(1, THIRD, 4))
+    host.links[1].on_elsewhere(Elsewhere(1, THIRD, 4))
     await host.node.wait_for(lambda: host.node.received)
     await host.node.say(owners_of(HERE, THERE, "", turn=3))
     await until(host, 3)
