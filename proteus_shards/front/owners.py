@@ -33,6 +33,7 @@ from proteus_shards.ipc.hosts import Asked, Drain, Elsewhere, Forget, FrontMessa
 BACKOFF_SECONDS_MIN = 0.02
 BACKOFF_SECONDS_MAX = 1.0
 LOOK_SECONDS = 0.5  # between two looks at links that are down and wishes that are late
+HINT_SECONDS = 5.0
 OUTBOX_MAX = 1024  # of words that maps are stale; a wish is never dropped, and each has a request that waits for it
 RECEIVE_BYTES = 64 * 1024
 HOSTS_COUNTED_MAX = 64
@@ -77,6 +78,7 @@ class Cluster:
         self._connected = False
         self._heard = trio.Event()
         self._here: frozenset[int] = frozenset()
+        self._hinted: dict[int, float] = {}  # by shard: until when a gate's word is held against an older one of the node
         self._led: list[tuple[str, int]] = [("", -1)] * len(self._links)  # target and turn of each link
         self._outbox: deque[FrontMessage] = deque()
         self._writer = trio.lowlevel.ParkingLot()
@@ -163,8 +165,10 @@ class Cluster:
         turn = self._led[shard][1]
         self._send(Stale(shard, max(0, turn)))
         if elsewhere.turn > turn and self.said is not None:
+            self._hinted[shard] = trio.current_time() + HINT_SECONDS
             self._lead(shard, self._target(shard, elsewhere.host, here=False), elsewhere.turn)
         elif (owner := self._owner_of(shard)) is not None and owner.turn < turn:  # the hint was wrong, and the node's word counts again
+            self._hinted.pop(shard, None)
             self._lead(shard, self._target(shard, owner.host, here=owner.here), owner.turn)
 
     def _owner_of(self, shard: int) -> Owner | None:
@@ -184,8 +188,10 @@ class Cluster:
         if len(said.owners) != len(self._links):
             log.error("the node speaks of another number of shards", extra={"shards": len(self._links), "of_node": len(said.owners)})
         self._here = frozenset(owner.shard for owner in said.owners if owner.here)
+        now = trio.current_time()
         for owner in said.owners[: len(self._links)]:
-            if owner.turn >= self._led[owner.shard][1]:
+            if owner.turn >= self._led[owner.shard][1] or now >= self._hinted.get(owner.shard, 0.0):
+                self._hinted.pop(owner.shard, None)
                 self._lead(owner.shard, self._target(owner.shard, owner.host, here=owner.here), owner.turn)
         if first:
             log.info("in a cluster", extra={"hosts": len(said.hosts), "shards_here": len(self._here)})

@@ -77,14 +77,6 @@ class Reading:
         """Return the largest of a gauge."""
         return max((value for value in self.rows(name).values() if not isinstance(value, list)), default=0.0)
 
-    def histogram(self, name: str, *labels: str) -> list[float]:
-        """Return a histogram, over all labels where none are given."""
-        whole: Value = 0.0
-        for key, value in self.rows(name).items():
-            if isinstance(value, list) and (not labels or key == labels):
-                whole = plus(value, whole) if isinstance(whole, list) else value
-        return whole if isinstance(whole, list) else []
-
 
 def point_of(before: Reading, now: Reading) -> Point | None:
     """Return the point between two readings; None where they are too near to each other."""
@@ -92,7 +84,7 @@ def point_of(before: Reading, now: Reading) -> Point | None:
     if seconds < SECONDS_MIN:
         return None
     point: Point = [round(now.at * 1000)]
-    point += [_short(max(0.0, now.total(name) - before.total(name)) / seconds) for name in RATES.values()]
+    point += [_short(_gain(before, now, name) / seconds) for name in RATES.values()]
     jobs = dict.fromkeys(STATES, 0.0)
     for (_, state), count in now.rows("proteus_jobs").items():
         assert not isinstance(count, list)
@@ -224,15 +216,33 @@ def quantile(bounds: Sequence[float], counts: Sequence[float], share: float) -> 
 
 
 def _quantile_between(before: Reading, now: Reading, name: str, share: float, *labels: str) -> float | None:
-    first, last = before.histogram(name, *labels), now.histogram(name, *labels)
-    counts = [max(0.0, b - a) for a, b in zip(first, last, strict=True)] if len(first) == len(last) else last
+    known = before.rows(name)
+    counts: list[float] = []
+    for key, last in now.rows(name).items():
+        first = known.get(key)
+        if isinstance(last, list) and isinstance(first, list) and (not labels or key == labels):
+            gained = [max(0.0, b - a) for a, b in zip(first, last, strict=True)]
+            counts = [a + b for a, b in zip(counts, gained, strict=True)] if counts else gained
     found = quantile(METRICS[name].bounds, counts[:-1], share) if counts else None
     return None if found is None else _short(found)
 
 
+def _gain(before: Reading, now: Reading, name: str) -> float:
+    """Return what a counter has gained over all its labels. A shard that was not here before has come with counts of earlier."""
+    known = before.rows(name)
+    comes = METRICS[name].labels[0] == "shard"
+    return sum(
+        max(0.0, value - before.number(name, *key))
+        for key, value in now.rows(name).items()
+        if not isinstance(value, list) and (key in known or not comes)
+    )
+
+
 def _rate(before: Reading, now: Reading, name: str, *labels: str) -> float | None:
     seconds = now.at - before.at
-    return _short(max(0.0, now.number(name, *labels) - before.number(name, *labels)) / seconds) if seconds >= SECONDS_MIN else None
+    if seconds < SECONDS_MIN or labels not in before.rows(name):
+        return None
+    return _short(max(0.0, now.number(name, *labels) - before.number(name, *labels)) / seconds)
 
 
 def _short(value: float) -> float:

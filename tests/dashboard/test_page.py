@@ -286,6 +286,18 @@ def test_rates_are_what_counters_gained() -> None:
     assert point_of(now, now) is None
 
 
+def test_a_shard_that_comes_from_another_host_brings_no_rate_along() -> None:
+    """What it had counted here before is no gain; nor does one that goes take anything away."""
+    name, histogram = "proteus_jobs_enqueued_total", "proteus_commit_seconds"
+    before = Reading([(name, ["0"], 10), (name, ["2"], 7000), (histogram, ["0"], [1.0] * 13)], 100.0)
+    now = Reading([(name, ["0"], 20), (name, ["1"], 5000), (histogram, ["0"], [1.0] * 13), (histogram, ["1"], [9.0] * 13)], 102.0)
+    point = point_of(before, now)
+
+    assert point is not None
+    assert point[1] == 5.0
+    assert point[-1] is None
+
+
 def test_a_quantile_is_read_off_between_the_bounds_of_its_bucket() -> None:
     """What is above them all is at the last bound, and of nothing there is none."""
     assert quantile((1.0, 2.0, 4.0), [0, 10, 0, 0], 0.5) == 1.5
