@@ -356,8 +356,8 @@ def cluster() -> Call[Cluster]:
     return Call("GET", "/cluster", _reader(Cluster), repeatable=True)
 
 
-def move_shard(shard: int, host: str) -> Call[None]:
-    """Let a shard move to a host, and stay there while that lives. Raises `NotFound` where there is no such host."""
+def move_shard(shard: int, host: str | None) -> Call[None]:
+    """Let a shard move to a host, and stay there while that lives; with None it may be anywhere again. Raises `NotFound` where there is no such host."""
     return Call("POST", "/cluster/move", _nothing, body=msgspec.json.encode({"shard": shard, "host": host}), repeatable=True)
 
 

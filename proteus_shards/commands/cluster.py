@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from proteus_shards.commands import Commands, command, group
+from proteus_shards.commands import EXIT_USAGE, Commands, Done, command, group
 from proteus_shards.commands.console import Console
 from proteus_shards.commands.jobs import client_of
 
@@ -25,7 +25,8 @@ def add(commands: Commands) -> None:
         "Move a shard to a host, where it stays while that lives. It is written down, and carried out by the two hosts soon after.",
     )
     move.add_argument("shard", type=int, metavar="SHARD", help="number of the shard")
-    move.add_argument("host", metavar="HOST", help=_HOST)
+    move.add_argument("host", nargs="?", metavar="HOST", help=_HOST)
+    move.add_argument("--anywhere", action="store_true", help="in the place of HOST: it may be on any host again")
 
     drain = command(
         cluster,
@@ -65,6 +66,8 @@ def _status(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _move(arguments: argparse.Namespace, console: Console) -> int:
+    if (arguments.host is None) != arguments.anywhere:
+        raise Done("HOST: give one, or --anywhere", EXIT_USAGE)
     with client_of(arguments) as client:
         client.move_shard(arguments.shard, arguments.host)
     if console.as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from proteus_shards.cluster.model import NOBODY
 from proteus_shards.front.answers import ACCEPTED, Answer, Problem, fault, json_answer
 from proteus_shards.front.job_bodies import UNREADABLE, Rules, explain
 from proteus_shards.front.queries import parse_query
@@ -42,12 +43,13 @@ class AskCluster:
         """See `Errand`."""
         cluster = router.cluster
         self._on_answer = on_answer
-        if cluster is None or (not cluster.connected and self._wish is not None):
-            self._tell(_NO_NODE.answer())
-        elif self._wish is None:
+        if self._wish is None and cluster is not None:
             self._tell(_shown(cluster))
-        elif not cluster.ask(self._wish, self._take):
+        elif self._wish is None or cluster is None or not cluster.connected:
             self._tell(_NO_NODE.answer())
+        else:
+            self._cluster = cluster
+            cluster.ask(self._wish, self._take)
 
     def abandon(self, number: int = 0) -> None:  # noqa: ARG002  # so that a link may stand in its place
         """See `Errand`. A wish has its effect all the same."""
@@ -57,7 +59,8 @@ class AskCluster:
         if asked is None:
             self._tell(_LATE.answer())
         elif asked.fault:
-            self._tell(Problem(status=404 if asked.missing else 409, detail=asked.fault).answer())
+            away = self._cluster.said is None or self._cluster.said.store_away
+            self._tell(Problem(status=404 if asked.missing else 503 if away else 409, detail=asked.fault).answer())
         else:
             self._tell(ACCEPTED)
 
@@ -72,13 +75,13 @@ def get_cluster(_body: bytes, query: bytes, settings: Settings) -> AskCluster | 
 
 
 def move_shard(body: bytes, query: bytes, settings: Settings) -> AskCluster | Problem:
-    """`POST /cluster/move`: the host of the body shall have the shard of the body."""
+    """`POST /cluster/move`: the host of the body shall have the shard of the body; null: no particular one."""
     move = _apart(query, settings) or _read(_moves, body, _MOVE_RULES)
     if isinstance(move, Problem):
         return move
     if move.shard >= settings.shards:
         return fault("shard", f"must be an integer from 0 to {settings.shards - 1}")
-    return AskCluster(lambda number: Move(number, move.shard, move.host))
+    return AskCluster(lambda number: Move(number, move.shard, move.host or NOBODY))
 
 
 def drain_host(body: bytes, query: bytes, settings: Settings) -> AskCluster | Problem:
@@ -99,7 +102,7 @@ _Shard = Annotated[int, msgspec.Meta(ge=0)]
 
 class _Move(msgspec.Struct, forbid_unknown_fields=True):
     shard: _Shard
-    host: _Host
+    host: _Host | None
 
 
 class _Drain(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,7 +120,10 @@ _forgets = msgspec.json.Decoder(_Forget)
 _HOST_RULE = f"must be the address of a host, a string of 1 to {HOST_LENGTH_MAX} characters"
 _FORGET_RULES: Rules = {"host": (msgspec.json.Decoder(_Host), _HOST_RULE)}
 _DRAIN_RULES: Rules = {**_FORGET_RULES, "draining": (msgspec.json.Decoder(bool), "must be true or false")}
-_MOVE_RULES: Rules = {"shard": (msgspec.json.Decoder(_Shard), "must be the number of a shard"), **_FORGET_RULES}
+_MOVE_RULES: Rules = {
+    "shard": (msgspec.json.Decoder(_Shard), "must be the number of a shard"),
+    "host": (msgspec.json.Decoder(_Host | None), f"{_HOST_RULE}, or null"),
+}
 
 CLUSTER_OPERATIONS: dict[tuple[str, str], Parse] = {
     ("GET", "/cluster"): get_cluster,

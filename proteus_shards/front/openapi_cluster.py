@@ -8,7 +8,7 @@ PROBLEM = {"application/problem+json": "Problem"}
 _SAYS = {
     409: "It cannot be done, as the detail says.",
     422: "Something in the request is wrong, which `field` names. No retry can mend it.",
-    503: "The node process of this host is away, or did not answer: look whether the wish stands.",
+    503: "The node process of this host, or the store, is away, or did not answer: look whether the wish stands.",
 }
 
 
@@ -34,7 +34,9 @@ CLUSTER_CALLS: dict[tuple[str, str], Described] = {
         },
         asks_shards=False,
     ),
-    ("POST", "/cluster/move"): _wish("Move a shard to a host", "Move", "It stays there while that host lives."),
+    ("POST", "/cluster/move"): _wish(
+        "Move a shard to a host", "Move", "It stays there while that host lives. `host` null: it may be anywhere again."
+    ),
     ("POST", "/cluster/drain"): _wish("Let a host give its shards away, or take shards again", "Drain"),
     ("POST", "/cluster/forget"): _wish("Forget a host that is gone for good", "Forget", "One that is alive is not forgotten."),
 }

@@ -52,6 +52,7 @@ def test_status_as_json_is_what_the_server_says(command: RunCommand) -> None:
     ("arguments", "target", "body", "printed"),
     [
         (["move", "2", THERE], "move", {"shard": 2, "host": THERE}, {"shard": 2, "wanted": THERE}),
+        (["move", "2", "--anywhere"], "move", {"shard": 2, "host": None}, {"shard": 2, "wanted": None}),
         (["drain", THERE], "drain", {"host": THERE, "draining": True}, {"host": THERE, "draining": True}),
         (["drain", THERE, "--undo"], "drain", {"host": THERE, "draining": False}, {"host": THERE, "draining": False}),
         (["forget", THERE, "--yes"], "forget", {"host": THERE}, {"host": THERE, "forgotten": True}),
@@ -76,6 +77,12 @@ def test_a_refusal_is_told_with_its_exit_code(status: int, code: int, command: R
         ended = command("cluster", "forget", THERE, "--url", server.url)
 
     assert (code, "", f"proteus-shards: {status} not so\n") == ended
+
+
+@pytest.mark.parametrize("arguments", [["2"], ["2", THERE, "--anywhere"]])
+def test_a_move_goes_to_one_host_or_anywhere(arguments: list[str], command: RunCommand) -> None:
+    """Neither both, nor nothing."""
+    assert (2, "", "proteus-shards: HOST: give one, or --anywhere\n") == command("cluster", "move", *arguments)
 
 
 def test_a_server_in_no_cluster_ends_with_3(command: RunCommand) -> None:

@@ -90,6 +90,22 @@ async def test_a_wish_goes_to_the_node(call: str, body: dict[str, Any], front: F
     assert [expected[call]] == front.node.wishes
 
 
+async def test_a_wish_is_taken_back(front: Front) -> None:
+    """By a move to nobody in particular."""
+    assert (202, None) == await front.ask("POST", "/cluster/move", {"shard": 1, "host": None})
+    assert [Move(1, 1, "")] == front.node.wishes
+
+
+async def test_what_cannot_be_written_down_now_may_be_tried_again(front: Front) -> None:
+    """While the store is away."""
+    assert front.router.cluster is not None
+    front.router.cluster.take(owners_of(HERE, THERE, store_away=True))
+    front.node.answer = lambda _: Asked(1, "the store cannot be asked now")
+    status, problem = await front.ask("POST", "/cluster/drain", {"host": THERE, "draining": False})
+
+    assert (503, True, "the store cannot be asked now") == (status, problem["retryable"], problem["detail"])
+
+
 @pytest.mark.parametrize(("missing", "expected"), [(True, 404), (False, 409)])
 async def test_what_the_node_refuses_is_told(missing: bool, expected: int, front: Front) -> None:
     """In its words."""

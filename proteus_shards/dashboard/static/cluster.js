@@ -13,13 +13,13 @@ const STATES = {
 };
 
 async function moveShard(owner, hosts) {
-  const select = h("select", null, hosts.filter((host) => host.host_state === "alive" && host.host !== owner.host).map((host) => h("option", { value: host.host }, host.host)));
+  const select = h("select", null, hosts.filter((host) => host.host_state === "alive" && host.host !== owner.host).map((host) => h("option", { value: host.host }, host.host)), owner.wanted !== null && h("option", { value: "" }, "Any host: no wish any more"));
   const done = await dialog({
     title: `Move shard ${owner.shard}?`,
     text: "Its requests wait a moment while it changes hosts. It stays there while that host lives.",
     fields: [field("To", select)],
     action: "Move",
-    send: () => change("POST", "/cluster/move", {}, { shard: owner.shard, host: select.value }).then(() => true),
+    send: () => change("POST", "/cluster/move", {}, { shard: owner.shard, host: select.value || null }).then(() => true),
   });
   if (done) toast("Written down. The two hosts carry it out.");
 }
