@@ -10,7 +10,6 @@ Entries of items that have long gone (a job completed, its timeout a year away) 
 
 from __future__ import annotations
 
-import sys
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STALE_MIN = 256
-NEVER = sys.maxsize
 
 
 class Deadlines(Generic[T]):
@@ -28,25 +26,27 @@ class Deadlines(Generic[T]):
 
     def __init__(self, due_of: Callable[[T], int | None]) -> None:
         self._due_of = due_of
-        self._heap: list[tuple[int, int, T]] = []
+        self.heap: list[
+            tuple[int, int, T]
+        ] = []  # its first entry is at or before the first due time; for those who look at it all the time
         self._filed = 0  # tie-breaker: items due at the same time come up in the order they were added
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.heap)
 
     def add(self, due: int, item: T) -> None:
         """File an item. One that is filed already may be filed again: that costs its place in the heap, nothing else."""
         self._filed += 1
-        heappush(self._heap, (due, self._filed, item))
+        heappush(self.heap, (due, self._filed, item))
 
-    def first(self) -> int:
-        """Return a time at or before the first due time, or `NEVER` where nothing waits."""
-        return self._heap[0][0] if self._heap else NEVER
+    def first(self) -> int | None:
+        """Return a time at or before the first due time, or None where nothing waits."""
+        return self.heap[0][0] if self.heap else None
 
     def pop_due(self, now: int, most: int) -> list[tuple[T, bool]]:
         """Remove and return up to `most` items that have come up by `now`, in order, each with whether it is really due (False: it waits no more)."""
         found: dict[T, bool] = {}
-        heap = self._heap
+        heap = self.heap
         while heap and heap[0][0] <= now and len(found) < most:
             _, filed, item = heappop(heap)
             due = self._due_of(item)
@@ -58,9 +58,9 @@ class Deadlines(Generic[T]):
 
     def sweep(self, live: int) -> list[T]:
         """Throw stale entries away if they outnumber the `live` ones, and return their items."""
-        if len(self._heap) - live <= max(STALE_MIN, live):
+        if len(self.heap) - live <= max(STALE_MIN, live):
             return []
-        stale = [item for _, _, item in self._heap if self._due_of(item) is None]
-        self._heap = list({item: (due, filed, item) for due, filed, item in self._heap if self._due_of(item) is not None}.values())
-        heapify(self._heap)
+        stale = [item for _, _, item in self.heap if self._due_of(item) is None]
+        self.heap = list({item: (due, filed, item) for due, filed, item in self.heap if self._due_of(item) is not None}.values())
+        heapify(self.heap)
         return stale

@@ -75,7 +75,8 @@ class Deliveries(Holdings):
             job.updated_at = job.started_at = self._clock
             self._restart_timeout(job)
             queue.place(job, _DELIVER[job.status])
-            self._arm(queue, job)
+            if not job.timed:
+                self._arm(queue, job)
             logged = logged or job.persist
             deliveries.append(_delivery(job))
         if queue.limited:

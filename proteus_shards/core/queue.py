@@ -185,7 +185,9 @@ class Queue:
             pass
         elif status is READY:
             self._line_up(job)
-        if was is READY:
+        if was is READY and (
+            self._above or self._below or len(self._fresh) + len(self._returned) - counts[READY] + self.blocked > STALE_MIN
+        ):
             self._sweep()
 
     def head(self) -> Job | None:

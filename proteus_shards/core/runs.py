@@ -49,14 +49,15 @@ class Runs(Deliveries):
     """The queues of one shard, and how runs go on and end."""
 
     def _heartbeat(self, key: Key | None, command: Heartbeat) -> None:
-        queue, job = self._find(command.queue, command.id)
+        queue = self.queues.get(command.queue)
+        job = queue.jobs.get(command.id) if queue is not None else None
         if queue is None or job is None or job.status not in _HEARTBEAT or (command.run_id is not None and command.run_id != job.run_id):
             self._answer(queue, key, self._not_found(job, command.run_id))
             return
         state = command.state
         write = job.persist and state is not None
         grown = 0
-        if (write and self.away) or (command.queue, command.id) in self._doubt:
+        if (write and self.away) or (self._doubt and (command.queue, command.id) in self._doubt):
             self._answer(queue, key, AWAY)
             return
         if state is not None:
@@ -84,33 +85,45 @@ class Runs(Deliveries):
                     ),
                 )
                 return
-        self._make_room(job, len(state or b""))
-        image = image_of(job)
+        logged = write or queue.pending > 0
+        image = None
+        if logged:
+            self._make_room(job, len(state or b""))
+            image = image_of(job)
         if state is not None:
             self._weigh(queue, grown)
             job.state = state or None
         job.updated_at = self._clock
         self._restart_timeout(job)
-        self._settle(queue, key, HEARTBEATEN, job, image, write=write, state_set=write)
+        if logged:
+            self._settle(queue, key, HEARTBEATEN, job, image, write=write, state_set=write)
+        else:
+            self._emit(key, HEARTBEATEN)
 
     def _complete(self, key: Key | None, command: Complete) -> None:
-        queue, job = self._find(command.queue, command.id)
+        queue = self.queues.get(command.queue)
+        job = queue.jobs.get(command.id) if queue is not None else None
         if queue is None or job is None or job.status not in _COMPLETE or (command.run_id is not None and command.run_id != job.run_id):
             self._answer(queue, key, self._not_found(job, command.run_id))
             return
         if job.persist and self.away:
             self._answer(queue, key, AWAY)
             return
-        self._make_room(job)
+        if self._bounded:
+            self._make_room(job)
         image = image_of(job)
-        size = footprint(job)
+        size = len(job.payload) + (len(job.state) if job.state is not None else 0)
         self.bytes -= size
         queue.bytes -= size
         queue.place(job, _COMPLETE[job.status])
-        self._settle(queue, key, COMPLETED, job, image, write=job.persist)
+        if job.persist or queue.pending:
+            self._settle(queue, key, COMPLETED, job, image, write=job.persist)
+        else:
+            self._emit(key, COMPLETED, job, image)
         if queue.waiters:  # a key may be free now, or a place in flight
             self._match(queue)
-        self._forget_if_empty(queue)
+        if not queue.jobs:
+            self._forget_if_empty(queue)
 
     def _undeliver(self, key: Key | None, command: Undeliver) -> None:
         queue, job = self._find(command.queue, command.id)

@@ -51,13 +51,13 @@ from proteus_shards.core.commands import (
 )
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE
-from proteus_shards.core.deadlines import NEVER
+from proteus_shards.core.deadlines import STALE_MIN
 from proteus_shards.core.extras import Extras, pack_extras, slim
 from proteus_shards.core.holdings import ANSWER_BYTES_MAX, WALL_STEP_US, Limits, answer_bytes
 from proteus_shards.core.luggage import Luggage
 from proteus_shards.core.measures import ENQUEUED
 from proteus_shards.core.model import SECOND_US, TIME_US_MAX, Job, RecordKey, RowKey
-from proteus_shards.core.queue import DEAD, GONE, IN_FLIGHT, READY, SCHEDULED, TRANSITIONS, Queue, Verb, Waiter
+from proteus_shards.core.queue import DEAD, GONE, TRANSITIONS, Queue, Verb, Waiter
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
 from proteus_shards.core.recurring import Recurring
 from proteus_shards.core.runs import AWAY
@@ -66,13 +66,12 @@ from proteus_shards.core.spans import RESERVED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proteus_shards.core.deadlines import Deadlines
     from proteus_shards.core.holdings import Key
     from proteus_shards.core.ledger import Image, Undo
     from proteus_shards.core.model import Batch
     from proteus_shards.core.schedules import Calendar
 
-
-SWEEP_TURNS = 16  # how often the heaps are looked over, in calls of `advance`
 
 _ENQUEUE, _SCHEDULE = TRANSITIONS[Verb.ENQUEUE][GONE], TRANSITIONS[Verb.SCHEDULE][GONE]
 
@@ -104,7 +103,9 @@ class Shard(Luggage, Recurring):
             **self._recurring_handlers(),
         }
         self.records_in_doubt: list[RecordKey] = []
-        self._turns = 0
+        self._by_wall: tuple[Deadlines[Any], ...] = (self._schedule, self._recurring, self._expiries)
+        self._by_now: tuple[Deadlines[Any], ...] = (self._deadlines, self._refills, self._polls)
+        self._alarms = (*self._by_now, *self._by_wall, self._graves)
 
     # --- driving -----------------------------------------------------------------------------------------------
 
@@ -125,32 +126,35 @@ class Shard(Luggage, Recurring):
             return
         if self._scans:
             self._scan_on()
-        if self._recurring.first() <= wall:
+        heap: list[tuple[int, int, Any]] = self._recurring.heap
+        if heap and heap[0][0] <= wall:
             self._come_up()
-        if self._expiries.first() <= wall:
+        if (heap := self._expiries.heap) and heap[0][0] <= wall:
             self._lapse_due()
-        if self._schedule.first() <= wall:
+        if (heap := self._schedule.heap) and heap[0][0] <= wall:
             self._promote()
-        if self._deadlines.first() <= self._now:
+        if (heap := self._deadlines.heap) and heap[0][0] <= self._now:
             self._expire()
-        if self._refills.first() <= self._now:
+        if (heap := self._refills.heap) and heap[0][0] <= self._now:
             self._refill()
-        if self._polls.first() <= self._now:
+        if (heap := self._polls.heap) and heap[0][0] <= self._now:
             self._end_polls()
-        if self._graves.first() <= self._clock and not self.away:
+        if (heap := self._graves.heap) and heap[0][0] <= self._clock and not self.away:
             self._drop_old()
         if self._kept_until <= self._clock:
             self._sweep_kept()
-        self._turns += 1
-        if self._turns % SWEEP_TURNS == 0:
-            self._sweep()
+        for alarms in self._alarms:
+            if len(alarms.heap) > STALE_MIN:
+                self._sweep_alarms()
+                break
 
-    def _sweep(self) -> None:
-        """Throw away what lies in the heaps and waits no more, where that is most of them."""
-        for job in self._deadlines.sweep(self.totals[IN_FLIGHT]):
+    def _sweep_alarms(self) -> None:
+        """Let what is stale among the alarms not outgrow what is not."""
+        _, scheduled, ready, in_flight, _ = self.totals
+        for job in self._deadlines.sweep(in_flight):
             job.timed = False
-        self._schedule.sweep(self.totals[SCHEDULED])
-        self._expiries.sweep(self.totals[SCHEDULED] + self.totals[READY])
+        self._schedule.sweep(scheduled)
+        self._expiries.sweep(scheduled + ready)
         self._refills.sweep(len(self._waiting))
         self._polls.sweep(len(self._waiting))
         self._graves.sweep(len(self._aging))
@@ -174,12 +178,11 @@ class Shard(Luggage, Recurring):
         """Return after how many microseconds (at least 0) `advance` has something to do, or None."""
         if self._scans:
             return 0
-        soonest = min(
-            min(self._schedule.first(), self._recurring.first(), self._expiries.first()) - wall,
-            min(self._deadlines.first(), self._refills.first(), self._polls.first()) - now,
-            NEVER if self.away else self._graves.first() - wall,
-        )
-        return max(0, soonest) if soonest <= TIME_US_MAX else None
+        waits = [alarms.heap[0][0] - wall for alarms in self._by_wall if alarms.heap]
+        waits += [alarms.heap[0][0] - now for alarms in self._by_now if alarms.heap]
+        if self._graves.heap and not self.away:
+            waits.append(self._graves.heap[0][0] - wall)
+        return max(0, min(waits)) if waits else None
 
     def waiting(self) -> list[Key]:
         """Return the keys of all waiting `next`s."""
@@ -280,9 +283,13 @@ class Shard(Luggage, Recurring):
             return
         if queue is None:
             queue = self._make_queue(command.queue)
-        self._make_room(command)
+        if self._bounded:
+            self._make_room(command)
         job = self._admit(queue, command)
-        self._settle(queue, key, ENQUEUED, job, None, write=job.persist)
+        if job.persist or queue.pending:
+            self._settle(queue, key, ENQUEUED, job, None, write=job.persist)
+        else:
+            self._emit(key, ENQUEUED)
         if queue.waiters:
             self._match(queue)
 
@@ -345,7 +352,7 @@ class Shard(Luggage, Recurring):
                     )
             if self.away:
                 return AWAY
-        if (command.queue, command.id) in self._doubt:
+        if self._doubt and (command.queue, command.id) in self._doubt:
             return AWAY
         if self._reserved and (command.queue, command.id) in self._reserved:
             return RESERVED

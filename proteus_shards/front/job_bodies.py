@@ -42,9 +42,9 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 class _JobBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     id: str
     queue: str
-    timeout: _Timeout | msgspec.UnsetType = msgspec.UNSET
+    timeout: _Timeout = TIMEOUT_OF_QUEUE  # what stands for "left out" can't be said: it is out of bounds
     persist_data: bool = False
-    max_retries: _MaxRetries | msgspec.UnsetType = msgspec.UNSET
+    max_retries: _MaxRetries = RETRIES_OF_QUEUE
     payload: msgspec.Raw = _NULL
     state: msgspec.Raw = _NULL
     run_at: str | None = None
@@ -203,9 +203,9 @@ def _enqueue_of(job: _JobBody) -> Enqueue | Problem:
     return Enqueue(
         job.queue,
         job.id,
-        TIMEOUT_OF_QUEUE if job.timeout is msgspec.UNSET else job.timeout,
+        job.timeout,
         job.persist_data,
-        RETRIES_OF_QUEUE if job.max_retries is msgspec.UNSET else job.max_retries,
+        job.max_retries,
         bytes(job.payload),
         None if state == b"null" else state,
         run_at_us,

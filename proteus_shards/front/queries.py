@@ -27,7 +27,10 @@ def parse_query(query: bytes, known: Collection[str], more: dict[str, list[str]]
 
     A parameter that may be given more than once has a list in `more`, which takes its further values.
     """
-    values: dict[str, str] = {}
+    values = _plain(query, known)
+    if values is not None:
+        return values
+    values = {}
     for pair in query.split(b"&"):
         if not pair:
             continue
@@ -46,6 +49,19 @@ def parse_query(query: bytes, known: Collection[str], more: dict[str, list[str]]
             more[name].append(value)
         else:
             values[name] = value
+    return values
+
+
+def _plain(query: bytes, known: Collection[str]) -> dict[str, str] | None:
+    """Return the parameters of a query that means what it says, as most do: nothing is escaped, unknown, empty or given twice."""
+    if b"%" in query or b"+" in query or not query.isascii():
+        return None
+    values: dict[str, str] = {}
+    for pair in query.decode().split("&"):
+        name, _, value = pair.partition("=")
+        if name not in known or name in values:
+            return None
+        values[name] = value
     return values
 
 

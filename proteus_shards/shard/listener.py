@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from proteus_shards.core.commands import Delivered, Listed, Outcome, Reason, Refused
+from proteus_shards.core.commands import Outcome, Reason, Refused
 from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.hosts import Elsewhere
@@ -41,7 +41,6 @@ WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 
 MOVED = Refused(Reason.MOVED, "the shard moves")
 
-_LARGE = frozenset({Delivered, Listed})
 _array32 = struct.Struct(">BI").pack
 
 
@@ -125,9 +124,11 @@ class Connection(asyncio.Protocol):
         out, self._out = self._out, []
         if not out or self.closed or self._transport is None:
             return
-        if len(out) <= MESSAGES_MAX and not any(type(outcome) in _LARGE for _, outcome in out):
-            self._transport.write(pack_frame(encode(out)))
-            return
+        if len(out) <= MESSAGES_MAX:
+            body = encode(out)
+            if len(out) == 1 or len(body) <= FRAME_BYTES_SOFT:  # nearly always
+                self._transport.write(pack_frame(body))
+                return
         self._transport.write(b"".join(map(pack_frame, _bodies_of(out))))
 
     def tell(self, number: int, outcome: Outcome) -> None:

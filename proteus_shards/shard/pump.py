@@ -28,7 +28,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proteus_shards.core.commands import (
     Cancel,
+    Complete,
     Delivered,
+    Enqueue,
+    Heartbeat,
     Inspect,
     ListDead,
     Measure,
@@ -84,7 +87,7 @@ CAREFUL_COMMITS = 1000  # how many commits hold one operation each, after one wa
 
 
 _QUESTIONS = frozenset({Inspect, Measure})
-
+_BRING_NOTHING = frozenset({Enqueue, Heartbeat, Complete})  # the hot ones: nothing but the core has a say in them
 _BRINGS_JOBS = frozenset({Next, ListDead, GetJob, FindJobs, ListJobs})
 
 
@@ -207,16 +210,20 @@ class Pump:
             return
         self._advance()
         shard = self.shard
+        calm = not self._draining and not self._careful
         for number, command in requests:
-            if isinstance(command, Cancel):
+            kind = type(command)
+            if calm and kind in _BRING_NOTHING:
+                shard.apply((link, number), command)
+            elif isinstance(command, Cancel):
                 shard.cancel((link, command.request))
-            elif type(command) in _QUESTIONS:
+            elif kind in _QUESTIONS:
                 self._tell(link, number, command)
             elif self._draining:
                 self._put(link, number, self._ending)
             elif self._careful and (self._committing or shard.has_open):
                 self._put(link, number, Refused(Reason.BUSY, "the shard is looking for a job that the store refuses"))
-            elif type(command) in _BRINGS_JOBS and link.unsent_bytes > UNSENT_BYTES_MAX:
+            elif kind in _BRINGS_JOBS and link.unsent_bytes > UNSENT_BYTES_MAX:
                 self._put(link, number, Refused(Reason.FULL, "too many bytes of answers wait to be sent to this front"))
             else:
                 shard.apply((link, number), command)
@@ -439,11 +446,12 @@ class Pump:
         shard = self.shard
         shard.answered_bytes = 0
         brought = 0
-        while replies := shard.take_replies():
-            for key, outcome in replies:
-                link, number = cast("tuple[Link, int]", key)
+        unflushed = self._unflushed
+        while replies := cast("list[tuple[tuple[Link, int], Outcome]]", shard.take_replies()):
+            for (link, number), outcome in replies:
                 if not link.closed:
-                    self._put(link, number, outcome)
+                    link.put(number, outcome)
+                    unflushed[link] = None
                     if type(outcome) is Delivered:
                         brought += len(outcome.jobs)
                         if brought > FLUSH_JOBS:
