@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import asyncpg
+
 from tests.faults.proxy import Proxy
 from tests.servers import redis
-from tests.servers.postgres import PostgresServer
+from tests.servers.postgres import USER, PostgresServer
 from tests.servers.server import StoreServer
 from tests.servers.strict_dynamodb import StrictServer
 
@@ -22,6 +25,7 @@ SQLITE_TMPFS_BYTES = 24 * 1024 * 1024
 POSTGRES_TMPFS_BYTES = 320 * 1024 * 1024
 THROTTLED_CALLS = 1_000_000
 PIECE_BYTES = 64 * 1024
+FILLER = "filler"
 
 
 class NotHere(Exception):
@@ -38,6 +42,7 @@ class Place:
     server: StoreServer | None = None
     proxy: Proxy | None = None
     full: tuple[Callable[[], None], Callable[[], None]] | None = None  # make it refuse writes, and take them again
+    size: Callable[[], int] | None = None  # how many bytes the store occupies, all that it could give back given back
     notes: list[str] = field(default_factory=list)  # what cannot be tried here, and why
 
     @property
@@ -62,7 +67,7 @@ def open_place(kind: str, folder: Path) -> Iterator[Place]:
 def _sqlite(folder: Path, stack: ExitStack) -> Place:
     data = folder / "sqlite"
     data.mkdir()
-    place = Place("sqlite", f"sqlite:///{data}", f"sqlite:///{data}")
+    place = Place("sqlite", f"sqlite:///{data}", f"sqlite:///{data}", size=lambda: size_of(data))
     try:
         stack.enter_context(tmpfs(data, SQLITE_TMPFS_BYTES))
     except NotHere as reason:
@@ -85,6 +90,7 @@ def _postgres(folder: Path, stack: ExitStack) -> Place:
     server.start()
     place = _behind_proxy("postgres", server, stack, **STORE_SECONDS)
     place.notes += notes
+    place.size = lambda: vacuumed_size_of(server)
     if not notes:
         place.full = fill_of(server.data.parent)
     return place
@@ -102,6 +108,7 @@ def _redis(folder: Path, stack: ExitStack) -> Place:
         assert answer.startswith(b"+OK"), answer
 
     place.full = (lambda: limit("1"), lambda: limit("0"))
+    place.size = lambda: int(server.ask("INFO", "memory").partition(b"used_memory:")[2].split()[0])
     return place
 
 
@@ -136,9 +143,28 @@ def tmpfs(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def size_of(folder: Path) -> int:
+    """Return how many bytes the files of a folder have."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != FILLER)
+
+
+def vacuumed_size_of(server: PostgresServer) -> int:
+    """Return how many bytes the tables of a Postgres have, once a vacuum has looked at them as it does by itself sooner or later."""
+
+    async def vacuum() -> None:
+        connection = await asyncpg.connect(host="127.0.0.1", port=server.port, user=USER, database="postgres")
+        try:
+            await connection.execute("VACUUM")
+        finally:
+            await connection.close()
+
+    asyncio.run(vacuum())
+    return size_of(server.data / "base")
+
+
 def fill_of(folder: Path) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return how to fill a file system to the last byte, and how to free it again."""
-    filler = folder / "filler"
+    filler = folder / FILLER
 
     def fill() -> None:
         size = PIECE_BYTES

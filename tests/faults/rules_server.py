@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from tests.faults.evidence import Broken, Evidence, Finding, QueueEvidence, place_of
 from tests.faults.history import SECOND, Op
 
+STORE_BYTES_MIN = 4 * 1024 * 1024  # what a store may grow by whatever it holds: a log that is not yet cut, free pages
+JOB_BYTES = 1024  # of one job of the workload: its row, its index entries, half-filled pages
+
 
 def refusals(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
     """C10. What a 429 must not have done to a job's state or life is found by C1, C7 and C8: to them it is `fail`."""
@@ -25,12 +28,32 @@ def refusals(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
 
 
 def audit(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
-    """C11."""
+    """C11. Of what a store occupies in the end so much is excused as it was before, and twice what the jobs took that were there at once."""
     for line in evidence.history.audits:
         finding.checked += 1
+        if (occupied := line.counts.get("bytes")) is not None:
+            jobs = _at_once(evidence) + sum(generation.dead is not None for generation in evidence.generations.values())
+            most = line.counts["bytes before"] + STORE_BYTES_MIN + 2 * jobs * JOB_BYTES
+            finding.notes["KiB in the end"] = occupied // 1024
+            finding.notes["KiB at most"] = most // 1024
+            if occupied > most:
+                yield Broken(f"the store occupies {occupied} bytes in the end, more than {most} for {jobs} jobs", {"target": line.target})
         for what in ("live rows", "damaged rows", "faults"):
             if line.counts.get(what, 0):
                 yield Broken(f"{line.counts[what]} {what} in the end", {"target": line.target, "detail": line.detail})
+
+
+def _at_once(evidence: Evidence) -> int:
+    """Return how many persisted jobs were there at once, at most."""
+    moments: list[tuple[int, int]] = []
+    for generation in evidence.generations.values():
+        if generation.op.persist and generation.op.type != "fail":
+            moments += [(generation.op.s, 1), (generation.completed(), -1)]
+    most = there = 0
+    for _, change in sorted(moments):
+        there += change
+        most = max(most, there)
+    return most
 
 
 def healing(evidence: Evidence, finding: Finding) -> Iterator[Broken]:

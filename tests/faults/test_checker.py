@@ -105,6 +105,7 @@ RIGHT: dict[str, Callable[[], Story]] = {
         Story().enqueue("a", 0, 1).next(2, 3, "a").fault(5, 8).next(14, 15).next(16, 19, "a", attempt=2).complete("a/2", 20, 21)
     ),
     "epochs that grow": lambda: Story().enqueue("a", 0, 1).done("a", 2).epochs(1, 2, 7),
+    "a store that has grown with its jobs": lambda: Story().enqueue("a", 0, 1).done("a", 2).audit(bytes=5 << 20, bytes_before=1 << 20),
     "an empty store": lambda: Story().enqueue("a", 0, 1).done("a", 2).audit(live_rows=0, dead_rows=4),
     "healed in time": lambda: (
         Story().enqueue("a", 0, 1).done("a", 2).fault(5, 8).enqueue("b", 8.5, 9, None).enqueue("c", 10, 11).done("c", 12)
@@ -260,6 +261,10 @@ WRONG: dict[str, tuple[set[str], Callable[[], Story]]] = {
     "429 and delivered": ({"C2", "C10"}, lambda: Story().enqueue("a", 0, 1, 429).next(2, 3, "a")),
     "429 and dead": ({"C10"}, lambda: Story().enqueue("a", 0, 1, 429).next(2, 3, status=None).dead("a", 1)),
     "rows are left": ({"C11"}, lambda: Story().audit(live_rows=1)),
+    "the store has grown far beyond its jobs": (
+        {"C11"},
+        lambda: Story().enqueue("a", 0, 1).done("a", 2).audit(bytes=8 << 20, bytes_before=1 << 20),
+    ),
     "the store is damaged": ({"C11"}, lambda: Story().audit(faults=1)),
     "not healed in time": (
         {"C12"},

@@ -67,6 +67,7 @@ class World:
         self._refused: set[str] = set()  # children that said that they cannot serve just now
         self._tail: Tail | None = None  # of the newest log
         self.struck: Counter[str] = Counter()  # fault points
+        self._bytes_before = 0  # what the store occupied, before there was a job
         self._life = 0  # how often the number of shards has changed
 
     @property
@@ -93,6 +94,8 @@ class World:
     async def running(self) -> AsyncIterator[None]:
         """Run the server, watch its log, and end it."""
         await self.start()
+        if self.place.size is not None:
+            self._bytes_before = await asyncio.to_thread(self.place.size)
         watching = asyncio.create_task(self._watch())
         try:
             yield
@@ -207,6 +210,9 @@ class World:
     async def audit(self) -> None:
         """Open the store as a shard would, once no server runs, and count what it holds."""
         await audit(self.place, self.shards, self._recorder, self._note_epoch)
+        if self.place.size is not None:
+            held = {"bytes before": self._bytes_before, "bytes": await asyncio.to_thread(self.place.size)}
+            self._recorder.note("audit", target="store", counts=held)
 
     # --- the log -------------------------------------------------------------------------------------------------
 

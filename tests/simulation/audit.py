@@ -116,7 +116,7 @@ def _compare_letters(
     line: Line, rows: dict[str, Row], died: dict[int, Row], limbo: list[Op], may_be_dropped: Callable[[Known], bool]
 ) -> None:
     """Find the rows of all dead letters, and take them out of `died`."""
-    for known in [known for known in line.dead if known.persist]:
+    for known in sorted((known for known in line.dead if known.persist), key=lambda known: known.seq == -1):
         seq = next((seq for seq, row in died.items() if _is_letter_of(row, known)), None)
         if seq is not None:
             del died[seq]
