@@ -9,6 +9,7 @@ python -m tests.simulation --mutants                     how many seeds it takes
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -26,8 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="replay this one")
     parser.add_argument("--first", type=int, help="the first of many (default: drawn from the clock)")
     parser.add_argument("--seconds", type=float, help="go on for so long")
-    parser.add_argument("--operations", type=int, help="go on until so many requests were judged; with --seed: let clients make so many")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--operations",
+        type=int,
+        help="go on until so many commands, commits and faults have come, on all cores; with --seed: let clients make so many requests",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--mutants", action="store_true", help="plant each mistake of mutants.py and look for it")
     parser.add_argument("--lines", type=int, default=120, help="how much of a failing seed's trace to show (default: 120)")
     options = parser.parse_args(arguments)

@@ -5,7 +5,16 @@
 
 from __future__ import annotations
 
-from tests.simulation import mutants_commits, mutants_operators, mutants_rows, mutants_runs, mutants_semantics
+from tests.simulation import mutants_commits, mutants_operators, mutants_rows, mutants_runs, mutants_semantics, mutants_steps
 from tests.simulation.planting import MUTANTS, Mutant
 
-__all__ = ["MUTANTS", "Mutant", "mutants_commits", "mutants_operators", "mutants_rows", "mutants_runs", "mutants_semantics"]
+__all__ = [
+    "MUTANTS",
+    "Mutant",
+    "mutants_commits",
+    "mutants_operators",
+    "mutants_rows",
+    "mutants_runs",
+    "mutants_semantics",
+    "mutants_steps",
+]

@@ -22,12 +22,12 @@ from proteus_shards.core.commands import (
     Complete,
     Delivered,
     Delivery,
-    Done,
     Enqueue,
     Heartbeat,
     ListDead,
     Next,
     Outcome,
+    Outcomes,
     Reason,
     Refused,
     Undeliver,
@@ -35,7 +35,8 @@ from proteus_shards.core.commands import (
 from proteus_shards.core.commands_control import Change, Fail, Redrive, Release, SetQueue
 from tests.simulation.audit import audit
 from tests.simulation.disk import Disk, Violation
-from tests.simulation.operators import LIKE, Operators, is_about
+from tests.simulation.operators import LIKE, is_about
+from tests.simulation.steps import Steps, parts_of, plain, plain_outcome
 from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View, is_vague, name_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is 
 PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
 
 
-class Oracle(Operators):
+class Oracle(Steps):
     """Judges answers. Raises `Violation`."""
 
     def __init__(self, plan: Plan, disk: Disk) -> None:
@@ -55,7 +56,8 @@ class Oracle(Operators):
         self.disk = disk
         self.lines: dict[str, Line] = {}
         self.limbo: dict[str, list[Op]] = {}  # by queue: requests of ended processes whose fate is unknown
-        self.count = 0
+        self.count = 0  # of requests, and of the changes in a step
+        self.asked = 0
         self.fingerprint = 0
         self.wall_max = 0
 
@@ -63,13 +65,21 @@ class Oracle(Operators):
 
     def ask(self, view: View, command: Command, sent: int | None = None) -> int:
         """Take note of a request at the moment that a shard applies it, and return its number."""
+        self.asked += 1
         self.count = number = self.count + 1
+        command, once = plain(command)
         view.outstanding[number] = op = Op(number, command, view, sent)
-        if (type(command) is Enqueue or type(command) is Change) and command.run_at_us is not None:
-            if command.run_at_us <= view.wall:
-                op.reached = 0
-            else:
-                view.expect(op, command.run_at_us)
+        op.once = once
+        for part in parts_of(command):
+            self.count += 1
+            op.parts.append(Op(self.count, part, view, sent))
+        for part in op.parts or (op,):
+            command = part.command
+            if (type(command) is Enqueue or type(command) is Change) and command.run_at_us is not None:
+                if command.run_at_us <= view.wall:
+                    part.reached = 0
+                else:
+                    view.expect(part, command.run_at_us)
         return number
 
     def read(self, view: View, now: int, wall: int) -> None:
@@ -88,11 +98,20 @@ class Oracle(Operators):
         if op is None:
             raise Violation(f"request {number} is answered twice, or was never asked")
         kind = type(outcome)
+        kept, outcome = kind is Outcomes, plain_outcome(outcome)
         self.fingerprint = (self.fingerprint * 31 + number * 7 + len(kind.__name__)) & 0xFFFFFFFFFFFF
         if view.fenced:
             self._fenced(view, op, outcome)
             return
         line = self._line(op.queue)
+        if op.once is not None and self._is_told_again(line, op, outcome, kept=kept):
+            return
+        self._judge(view, line, op, outcome)
+        if kept:
+            self._keep(line, op, outcome)
+
+    def _judge(self, view: View, line: Line, op: Op, outcome: Outcome) -> None:
+        kind = type(outcome)
         if kind is Refused:
             self._refused(view, line, op, cast("Refused", outcome))
             return
@@ -104,6 +123,8 @@ class Oracle(Operators):
             self._delivered(view, line, op, cast("Delivered", outcome).jobs)
         elif asked is Enqueue:
             self._enqueued(view, line, op, command)
+        elif op.parts:
+            self._stepped(view, line, op)
         elif asked is Complete:
             self._completed(view, line, op, command)
         elif asked is Heartbeat:
@@ -342,6 +363,8 @@ class Oracle(Operators):
             known = line.jobs[command.id]  # a deadline that has grown stays so
             known.due_by = max(known.due_by, op.applied + known.timeout_us)
         failed = view.failures > op.failures
+        if op.parts and self._step_refused(view, line, op, reason):
+            return
         if reason is Reason.EXISTS:
             if op.applied > line.next_due:
                 self._expire(view, line, op)
@@ -451,16 +474,11 @@ class Oracle(Operators):
         """Say whether a request of some kind, or with the same effect, is still unanswered: its rows may come with those of this one."""
         queue, job_id, kinds = op.queue, job_id or op.command.id, LIKE[what]
         return any(
-            type(other.command) in kinds and other.queue == queue and is_about(other.command, job_id) for other in view.outstanding.values()
+            part is not op and type(part.command) in kinds and is_about(part.command, job_id)
+            for other in view.outstanding.values()
+            if other.queue == queue
+            for part in other.parts or (other,)
         )
-
-    def _fenced(self, view: View, op: Op, outcome: Outcome) -> None:
-        """A process that has lost its rows may say no, and may do what needs no store: also add a job and complete it in one commit."""
-        command = op.command
-        if type(outcome) is Delivered and any(job.persist and not self._asked(view, op, Complete, job.id) for job in outcome.jobs):
-            raise Violation(f"{name_of(op)}: delivered by a fenced owner")
-        if type(outcome) is Done and type(command) is Enqueue and command.persist and not self._asked(view, op, Complete):
-            raise Violation(f"{name_of(op)}: acknowledged by a fenced owner")
 
     # --- the rows ----------------------------------------------------------------------------------------------
 
@@ -468,10 +486,14 @@ class Oracle(Operators):
         """Hold the rows of a queue against what must be there, and believe them from now on."""
         line = self._line(queue)
         self.audit_settings(view, line, limbo)
+        steps = [op for op in limbo if op.parts]
+        limbo = [part for op in limbo for part in op.parts or (op,)]
         audit(
             self.disk, view, line, limbo, self._may_be_dropped,
             restarted=restarted, met=self._met, may_have_lapsed=self._may_have_lapsed, revive=self.revive,
         )  # fmt: skip
+        self._check_whole(view, line, steps, limbo)
+        self._audit_answers(view, line, limbo, restarted=restarted)
 
 
 def _is_of(row: Row, known: Known) -> bool:

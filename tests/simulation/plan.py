@@ -79,16 +79,21 @@ class Plan:
         if self.batch_rows_max is not None or self.batch_bytes_max is not None:
             self.operations = min(self.operations, 600)
             self.latency_us = min(self.latency_us, 50_000)  # a thousand commits one after another, of seconds each, show nothing else
+        self._draw_limits()
+        self._draw_semantics()
+        self._draw_operators()
+        self._draw_steps()
+        self.limits = self._limits()
+
+    def _draw_limits(self) -> None:
+        """Draw what there may be at most: in a few seeds little."""
+        pick, chance = self._pick, self._chance
         small = chance(0.2)
         self.pending_max = 6 if small and chance(0.3) else 100_000
         self.queue_jobs_max = 2 if small and chance(0.3) else 100_000
         self.polls_max = 1 if small and chance(0.3) else 100_000
         self.dead_max = pick((0, 1, 2)) if small and chance(0.5) else 100_000
         self.dead_us_max = 20 * SECOND if small and chance(0.3) else 30 * DAY
-
-        self._draw_semantics()
-        self._draw_operators()
-        self.limits = self._limits()
 
     def _draw_semantics(self) -> None:
         """Draw what jobs and queues are asked for beside the plain: in half of the seeds nothing."""
@@ -113,6 +118,12 @@ class Plan:
                 rate=RateSettings(jobs=pick((2, 20)), seconds=pick((1.0, 10.0)), burst=pick((None, 1))) if limit == "rate" else None,
                 paused=limit == "paused",
             )
+
+    def _draw_steps(self) -> None:
+        """Draw how often clients add several jobs in one step, end a run by adding others, and name their requests: in half of the seeds never."""
+        fits = self.batch_rows_max not in (1, 2) and self.batch_bytes_max != 700 and self.row_bytes_max is None
+        self.stepping = self._pick((0.0, 0.0, 0.05, 0.3)) if fits else 0.0
+        self.named = self._pick((0.0, 0.0, 0.3, 0.8)) if fits else 0.0
 
     def _draw_operators(self) -> None:
         """Draw what operators do: in half of the seeds nothing."""
@@ -140,6 +151,7 @@ class Plan:
             row_bytes_max=self.row_bytes_max,
             batch_rows_max=self.batch_rows_max,
             batch_bytes_max=self.batch_bytes_max,
+            idempotency_us_max=100 * 365 * DAY,  # clocks jump by years here, and no answer is to go for that
         )
 
     def _pick(self, options: Sequence[T]) -> T:

@@ -28,7 +28,7 @@ class Tally:
     """What some seeds came to."""
 
     seeds: int = 0
-    operations: int = 0
+    operations: int = 0  # commands, commits and faults
     fingerprint: int = 0  # of all answers in order: the same for the same seeds, in every process
     failed: list[int] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
@@ -68,10 +68,19 @@ def live_through(seeds: range) -> Tally:
             world.run()
         except Exception:  # noqa: BLE001  # as above
             tally.failed.append(seed)
-        tally.add(Tally(1, world.oracle.count, world.oracle.fingerprint * (seed + 1) & 0xFFFFFFFFFFFFFFFF, [], world.all_faults()))
+        tally.add(Tally(1, world.operations_done(), world.oracle.fingerprint * (seed + 1) & 0xFFFFFFFFFFFFFFFF, [], world.all_faults()))
         world.forget()
     gc.enable()
     gc.collect()
+    return tally
+
+
+def find_nothing(seeds: range) -> Tally:
+    """Live through seeds in this process, and assert that none of them fails. A failing one is replayed into the message."""
+    tally = Tally()
+    for first in range(seeds.start, seeds.stop, CHUNK):
+        tally.add(live_through(range(first, min(first + CHUNK, seeds.stop))))
+        assert not tally.failed, report(min(tally.failed))
     return tally
 
 

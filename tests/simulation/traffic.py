@@ -6,7 +6,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from proteus_shards.core.commands import Command, Complete, Delivery, Enqueue, Heartbeat, ListDead, Next, Options, Undeliver
+from proteus_shards.core.commands import (
+    Command,
+    Complete,
+    Delivery,
+    Enqueue,
+    EnqueueAll,
+    EnqueueOnce,
+    Heartbeat,
+    ListDead,
+    Next,
+    Options,
+    Requeue,
+    Undeliver,
+)
 from proteus_shards.core.commands_control import Change, Fail, GetQueue, Purge, Redrive, Release, SetQueue, State
 from proteus_shards.core.extras import Backoff
 from tests.simulation.disk import POISON
@@ -47,7 +60,7 @@ class Traffic:
             return asked
         kind = draw()
         if kind < 0.34:
-            command: Command = self._enqueue(queue, wall)
+            command = self._add(queue, wall)
         elif kind < 0.64:
             wait = int(draw() * 5 * SECOND) + 1 if draw() < plan.polls else 0
             command = Next(queue, 1 if draw() < 0.6 else 1 + int(draw() * 5), wait)
@@ -57,6 +70,18 @@ class Traffic:
             command = ListDead(queue)
         recent.append(command)
         return command
+
+    def _add(self, queue: str, wall: int) -> Command:
+        draw, plan = self._random, self.plan
+        if plan.stepping and draw() < plan.stepping:
+            jobs = [self._enqueue(queue, wall) for _ in range(1 + int(draw() * 3))]
+            run = self.run_of(queue) if draw() < 0.5 else None
+            return EnqueueAll(queue, jobs) if run is None else Requeue(*run, jobs)
+        job = self._enqueue(queue, wall)
+        if plan.named and draw() < plan.named:
+            name = job.payload if draw() < 0.9 else b"%d" % (self._payloads - int(draw() * 9))
+            return EnqueueOnce(queue, name.decode(), job.payload, [job])
+        return job
 
     def _operate(self, queue: str, wall: int) -> Command:
         draw, plan = self._random, self.plan

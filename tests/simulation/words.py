@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from heapq import heappush
-from typing import Any
+from typing import Any, NamedTuple
 
-from proteus_shards.core.commands import Enqueue, Next, Options
+from proteus_shards.core.commands import Enqueue, Next, Options, Reason
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings
 
 SECOND = 1_000_000
@@ -15,7 +15,9 @@ NEVER = 1 << 62
 class Op:
     """One request as a shard met it."""
 
-    __slots__ = ("applied", "away", "clock", "command", "exact", "failures", "number", "queue", "reached", "sent", "unknowns", "wall")
+    __slots__ = (
+        "applied", "away", "clock", "command", "exact", "failures", "number", "once", "parts", "queue", "reached", "sent", "unknowns", "wall",
+    )  # fmt: skip
 
     def __init__(self, number: int, command: Any, view: View, sent: int | None) -> None:
         self.number = number
@@ -28,6 +30,8 @@ class Op:
         self.away = view.away
         self.failures = view.failures
         self.unknowns = view.unknowns
+        self.once: tuple[str, bytes] | None = None  # the name that it has given itself, and its digest
+        self.parts: list[Op] = []  # of a step: its changes, in order
         self.reached = NEVER  # the last request before the run_at was surely reached
         self.exact = type(command) is not Next or command.wait_us == 0  # it took effect when it was applied, or never
 
@@ -108,10 +112,18 @@ class Known:
         return 0 <= self.max_retries < self.attempt
 
 
+class Kept(NamedTuple):
+    """An answer that the same request gets again: `reason` says why it was refused, if it was."""
+
+    digest: bytes
+    reason: Reason | None
+    stored: bool
+
+
 class Line:
     """What must be in one queue."""
 
-    __slots__ = ("dead", "jobs", "name", "next_due", "settings")
+    __slots__ = ("answers", "dead", "jobs", "name", "next_due", "settings")
 
     def __init__(self, name: str, settings: QueueSettings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
@@ -119,6 +131,7 @@ class Line:
         self.jobs: dict[str, Known] = {}
         self.dead: list[Known] = []
         self.next_due = NEVER
+        self.answers: dict[str, Kept] = {}
 
 
 class View:

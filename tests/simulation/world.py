@@ -91,6 +91,10 @@ class World:
             life.task.cancel()
         self.loop.finish()
 
+    def operations_done(self) -> int:
+        """Return how much has happened: commands that a shard took, commits that a store was given, and faults beside those of commits."""
+        return self.oracle.asked + sum(life.store.commits for life in self.born) + sum(self.faults.values())
+
     def all_faults(self) -> dict[str, int]:
         """Return how often which fault has come."""
         return {**{name.removeprefix("_"): count for name, count in self.faults.items()}, **self.disk.faults}
