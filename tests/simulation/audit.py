@@ -61,7 +61,7 @@ def audit(
             _believe(view, known, row, restarted=restarted)
             continue
         del line.jobs[known.id]
-        seq = next((seq for seq, other in died.items() if _is_letter_of(other, known)), None)
+        seq = next((seq for seq, other in died.items() if _is_letter_of(other, known, back=_came_back(known, limbo))), None)
         over = known.vague or (known.run_id is not None and known.last and (view.now >= known.until or _has_failed(known, limbo)))
         over = over or may_have_lapsed(view, known)
         if seq is not None and over:
@@ -129,10 +129,14 @@ def _compare_letters(
             line.dead.remove(known)
 
 
-def _is_letter_of(row: Row, known: Known) -> bool:
+def _is_letter_of(row: Row, known: Known, *, back: bool = False) -> bool:
     if row.id != known.id or known.seq not in (-1, row.seq) or row.payload != known.payload:
         return False
-    return row.attempt == known.attempt or (known.vague and row.attempt == known.attempt + 1)
+    return row.attempt == known.attempt or row.attempt == known.attempt + known.vague or (back and row.attempt == known.attempt - 1)
+
+
+def _came_back(known: Known, limbo: list[Op]) -> bool:
+    return any(type(op.command) in (Undeliver, Release) and op.command.run_id == known.run_id for op in limbo)
 
 
 def _is_row_of(row: Row | None, known: Known) -> bool:
@@ -228,7 +232,7 @@ def _compare(view: View, line: Line, known: Known, row: Row, limbo: list[Op], *,
         fits = now == (READY, attempt) or (now == (IN_FLIGHT, attempt + 1) and (nexts or known.vague))
         fits = fits or (known.vague and nexts and now == (IN_FLIGHT, attempt + 2))
     else:
-        back = any(type(op.command) in (Undeliver, Release) and op.command.run_id == known.run_id for op in limbo)
+        back = _came_back(known, limbo)
         over = view.now >= known.until or _has_failed(known, limbo)
         fits = (now == (IN_FLIGHT, attempt) and row.run_id == known.run_id) or (back and now == (READY, attempt - 1))
         fits = fits or (back and nexts and now == (IN_FLIGHT, attempt)) or (over and not known.last and now == (READY, attempt))

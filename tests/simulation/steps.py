@@ -108,12 +108,12 @@ class Steps(Operators):
         for step in steps:
             kept = [part for part in step.parts if type(part.command) is Enqueue and part.command.persist]
             found = [part for part in kept if id(part) in there]
-            missing = [part for part in kept if id(part) not in there and not _is_touched(part, step, limbo)]
-            if found and [part for part in missing if not self._may_have_lapsed(view, self._met(part))]:
+            missing = [part for part in kept if id(part) not in there and not self._may_have_gone(view, part, step, limbo)]
+            if found and missing:
                 raise Violation(f"{name_of(step)}: done by half, {missing[0].command.id} is not there")
             run = step.parts[0].command
             known = line.jobs.get(run.id) if type(run) is Complete else None
-            if found and known is not None and known.run_id == run.run_id:
+            if found and known is not None and known.persist and known.run_id == run.run_id:  # what is in memory only counts as undone
                 raise Violation(f"{name_of(step)}: done by half, its run goes on")
 
     def _fenced(self, view: View, op: Op, outcome: Outcome) -> None:
@@ -182,18 +182,19 @@ class Steps(Operators):
                 continue
             if not mine:
                 raise Violation(f"the answer {name} of queue {line.name} is stored, but nobody asked for it")
-            lost = found.reason is None and not any(id(op) in there or _is_touched(op, op, limbo) for op in mine)
-            if lost and not self._may_have_lapsed(view, self._met(mine[0])):
+            if found.reason is None and not any(id(op) in there or self._may_have_gone(view, op, op, limbo) for op in mine):
                 raise Violation(f"{name_of(mine[0])}: its answer is stored, but not its job")
             line.answers[name] = found
 
-
-def _is_touched(part: Op, step: Op, limbo: list[Op]) -> bool:
-    """Say whether anything else in limbo may have ended what a request has added."""
-    return any(
-        other is not part and other not in step.parts and type(other.command) is not Enqueue and _concerns(other.command, part.command.id)
-        for other in limbo
-    )
+    def _may_have_gone(self, view: View, part: Op, step: Op, limbo: list[Op]) -> bool:
+        """Say whether anything else may have ended what a request has added."""
+        command = part.command
+        touched = any(
+            other is not part and other not in step.parts and type(other.command) is not Enqueue and _concerns(other.command, command.id)
+            for other in limbo
+        )
+        damaged = any((row.id, row.payload) == (command.id, command.payload) for row in self.disk.damaged.values())
+        return touched or damaged or self._may_have_lapsed(view, self._met(part))
 
 
 def _concerns(command: Any, job_id: str) -> bool:
