@@ -14,7 +14,6 @@ from typing import TypeAlias
 import msgspec
 
 from proteus_shards.errors import ProtocolError
-from proteus_shards.ipc.messages import Hello
 
 _GARBAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -122,14 +121,11 @@ class Nudge(msgspec.Struct, tag="nudge", frozen=True):
 
 
 NodeMessage: TypeAlias = Owners | Asked
-GateMessage: TypeAlias = Hello | Fetch | Nudge
 FrontMessage: TypeAlias = Stale | Move | Drain | Forget
 
 encode = msgspec.msgpack.Encoder().encode
 _from_node: msgspec.msgpack.Decoder[NodeMessage] = msgspec.msgpack.Decoder(NodeMessage)
 _from_front: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
-_at_gate: msgspec.msgpack.Decoder[GateMessage] = msgspec.msgpack.Decoder(GateMessage)
-_luggage = msgspec.msgpack.Decoder(Luggage)
 
 
 def decode_from_node(body: bytes | memoryview) -> NodeMessage:
@@ -146,19 +142,3 @@ def decode_from_front(body: bytes | memoryview) -> FrontMessage:
         return _from_front.decode(body)
     except _GARBAGE as error:
         raise ProtocolError(f"not a message of a front: {error}") from error
-
-
-def decode_at_gate(body: bytes | memoryview) -> GateMessage:
-    """Read the first frame that a gate is sent. Raises `ProtocolError`."""
-    try:
-        return _at_gate.decode(body)
-    except _GARBAGE as error:
-        raise ProtocolError(f"not a message to a gate: {error}") from error
-
-
-def decode_luggage(body: bytes | memoryview) -> Luggage:
-    """Read the answer to a `Fetch`. Raises `ProtocolError`."""
-    try:
-        return _luggage.decode(body)
-    except _GARBAGE as error:
-        raise ProtocolError(f"not an answer about luggage: {error}") from error

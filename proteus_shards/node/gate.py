@@ -18,7 +18,8 @@ from typing import Protocol
 from proteus_shards.config import socket_path
 from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import pack_frame
-from proteus_shards.ipc.hosts import Elsewhere, Fetch, Nudge, decode_at_gate, encode
+from proteus_shards.ipc.gates import decode_at_gate
+from proteus_shards.ipc.hosts import Elsewhere, Fetch, Nudge, encode
 from proteus_shards.ipc.messages import Goodbye, Hello
 from proteus_shards.node.luggage import give, read_frame
 from proteus_shards.peering import Peering

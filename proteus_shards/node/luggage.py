@@ -19,7 +19,8 @@ from proteus_shards.cluster.model import Holding
 from proteus_shards.config import luggage_path
 from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import HEADER_BYTES, pack_frame
-from proteus_shards.ipc.hosts import Fetch, Luggage, Nudge, decode_luggage, encode
+from proteus_shards.ipc.gates import decode_luggage
+from proteus_shards.ipc.hosts import Fetch, Luggage, Nudge, encode
 from proteus_shards.peering import Peering
 
 log = logging.getLogger("proteus_shards.node")
@@ -113,7 +114,7 @@ async def dial(peering: Peering, address: str) -> tuple[asyncio.StreamReader, as
     """Connect to the gate of a host. The caller sets a deadline. Raises `OSError`, of which errors of TLS are some."""
     host, port = split_address(address)
     context = peering.client()
-    return await asyncio.open_connection(host, port, ssl=context, server_hostname=host if context is not None else None)
+    return await asyncio.open_connection(host, port, ssl=context, server_hostname="" if context is not None else None)
 
 
 async def read_frame(reader: asyncio.StreamReader, bytes_max: int) -> bytes:
