@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "tally": {"core"},
     "tokens": {"errors"},
     "memory": set(),
-    "boot": {"cluster", "config"},
+    "boot": {"cluster", "config", "ipc"},
     "peering": {"errors", "config"},
     "logs": {"config"},
     "store": {"errors", "cluster", "core", "config"},
