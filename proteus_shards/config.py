@@ -29,6 +29,7 @@ from proteus_shards.cluster.model import Claim
 from proteus_shards.core.placement import SHARDS_MAX
 from proteus_shards.errors import SettingError
 from proteus_shards.ipc.frames import FRAME_BYTES_MAX
+from proteus_shards.settings_help import SETTINGS_HELP
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -136,90 +137,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     schedules_max: _Count = 10_000
     metrics_queues_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
     dashboard_viewers_max: _Count = 64
-
-
-SETTINGS_HELP: dict[str, str] = {
-    "host": "address to listen on",
-    "port": "port to listen on; 0 takes a free one",
-    "shards": "shard processes",
-    "fronts": "HTTP front processes that share the port",
-    "store": "where persist_data jobs are kept: sqlite:///FOLDER, sqlite:////ABSOLUTE/FOLDER, postgres://USER@HOST/DATABASE, "
-    "redis://HOST:PORT/NUMBER, dynamodb://TABLE or memory: (nothing is kept)",
-    "require_durability": "what an acknowledged persist_data job must survive, from nothing (memory) over the end of any process and a loss of power "
-    "(machine) to the loss of a store node; a store that promises less is refused",
-    "tls_cert": "PEM file with the server's certificate chain: the port then speaks HTTPS, and nothing else. Read again when it changes",
-    "tls_key": "PEM file with the certificate's private key, where it is not in tls_cert",
-    "tls_client_ca": "PEM file with the authorities of client certificates: a client must then show one",
-    "tokens_file": "file of who may do what, a line for each token or client certificate; see `proteus-shards token new`. Read again when it changes. Without it "
-    "nobody is asked",
-    "queues_file": "TOML file with settings of queues, a table for each, which are applied at the start of the server, over what was set before",
-    "insecure": "listen on addresses that others can reach though nobody is asked who they are",
-    "hosts": "names, separated by commas, under which clients and proxies reach a server where nobody is asked who they are, beside its host, addresses and localhost; "
-    "any other Host is 421, since a page on the web may let its own name point here",
-    "cluster": "share the store's shards with other hosts that are started with it; needs node_address, and a store that hosts can share (Postgres, Redis, DynamoDB). "
-    "shards is then the number of the whole cluster, fixed by the first host",
-    "node_address": "HOST:PORT under which the other hosts of the cluster reach this one's shards, and by which it is known",
-    "cluster_cert": "PEM file with this host's certificate chain for the other hosts, both to serve and to ask with; without it hosts speak plain TCP, on loopback or "
-    "with insecure only. Read again when it changes",
-    "cluster_key": "PEM file with its private key, where it is not in cluster_cert",
-    "cluster_ca": "PEM file with the authorities of the hosts' certificates",
-    "lease_seconds": "a host that gives no sign of life in the store for so long is dead to the others, and its shards go to them",
-    "handover_seconds_max": "time that a host which gives a shard away in order keeps what the shard had in memory only, for the new host to fetch",
-    "node_connections_max": "most connections of other hosts to this one, of which each front of each host makes one for each shard; beyond it they are refused",
-    "metrics_host": "address of metrics_port",
-    "metrics_port": "a port of its own for GET /metrics, /health and /ready, plain HTTP without tokens, beside the one on port; 0: none",
-    "metrics_relay": "show relay's metric names on GET /metrics, beside those of this server: counters, by queue for as many as metrics_queues_max",
-    "otel_endpoint": "base URL of a collector of OpenTelemetry (OTLP over HTTP), such as http://127.0.0.1:4318, to be told of enqueues, deliveries and completions of jobs "
-    "that are traced; needs the extra otel. OTEL_* variables say the rest",
-    "dashboard": "show a dashboard at /; off: nothing is there",
-    "log_format": "auto is console on a terminal and json elsewhere",
-    "log_level": "the least level that is logged",
-    "body_size_max": "largest request body, in bytes, after decompression; beyond it 413",
-    "num_jobs_max": "most jobs that one next may ask for; beyond it 422",
-    "next_queues_max": "most queues that one next may name, and most nexts in one batch; beyond it 422 and 413",
-    "batch_jobs_max": "most jobs in an array, or operations in a batch; beyond it 413",
-    "ndjson_bytes_max": "most bytes of one enqueue as application/x-ndjson, after decompression; each line has the limit body_size_max",
-    "ndjson_seconds_max": "time for one enqueue as application/x-ndjson",
-    "wait_seconds_max": "longest wait that a next may ask for; beyond it 422",
-    "request_seconds_max": "longest time that a request waits for its shard, besides the wait it asked for; then 503",
-    "drain_seconds_max": "time that SIGTERM leaves for what is under way",
-    "hang_seconds_max": "a shard or front process without a sign of life for so long is killed and started again",
-    "connection_idle_seconds_max": "an idle keep-alive connection is closed after this",
-    "fast_lane": "serve the hot job routes on the fast lane; off: everything through Quart on Hypercorn",
-    "header_bytes_max": "largest head of a request, request line included, in bytes; beyond it 431",
-    "headers_max": "most header fields of a request; beyond it 431",
-    "url_bytes_max": "longest target of a request, in bytes; beyond it 414. Two names of 1024 characters fit, percent-encoded",
-    "header_seconds_max": "time for the head of a request to arrive; then 408",
-    "connections_max": "most connections of one front; beyond it they wait to be accepted",
-    "bodies_bytes_max": "most bytes of request bodies that have not come to their end, of all connections of one front; beyond it 429",
-    "answers_bytes_max": "most bytes of answers that clients have not taken, of all connections of one front; beyond it jobs go back, and their next gets 429",
-    "connection_requests_max": "requests on one connection, after which it is closed",
-    "connection_pipeline_max": "requests that one connection may send ahead of their answers; more are not read until then",
-    "http2_streams_max": "requests under way at once on one HTTP/2 connection; beyond it the connection is ended",
-    "http2_control_frames_max": "most frames of one HTTP/2 connection within ten seconds that carry nothing: resets, pings, settings and the like; beyond it the "
-    "connection is ended",
-    "delay_seconds_max": "where requests of one front wait longer than this for one shard, further ones are refused at once with 429, but for 256 that always pass",
-    "link_requests_max": "most requests of one front under way at one shard, polls that wait aside; an array is one. Beyond it 429",
-    "link_operations_max": "most operations in them, those of arrays and batches counted one by one; beyond it 429",
-    "link_bytes_max": "most bytes of one front's requests that wait to be sent to one shard; beyond it 429",
-    "hold_seconds_max": "in a cluster, time that a request waits for a shard that moves, or whose host is cut off; then 429",
-    "resume_seconds_max": "in a cluster, time that a shard and a front of another host remember what is under way between them when their connection is cut; then 503",
-    "resume_frames_max": "most messages that each of the two keeps for it",
-    "resume_bytes_max": "most bytes of them",
-    "shard_pending_max": "most operations that wait for a commit in one shard; beyond it 429",
-    "polls_max": "most waiting next requests in one shard; beyond it 429",
-    "queue_jobs_max": "most live jobs in one queue; beyond it 429",
-    "shard_jobs_max": "most live jobs in one shard; beyond it 429",
-    "shard_bytes_max": "most bytes of payload and state in one shard; beyond it 429",
-    "queues_max": "most queues in one shard; beyond it 429",
-    "idempotency_keys_max": "most answers that one shard keeps for requests with an Idempotency-Key; beyond it 429",
-    "idempotency_seconds": "how long the answer to a request with an Idempotency-Key is kept",
-    "dead_letters_max": "dead letters kept per queue; the oldest beyond it are dropped, counted and logged",
-    "dead_letters_seconds_max": "a dead letter older than this is dropped, counted and logged",
-    "schedules_max": "most recurring jobs of one shard; beyond it 429",
-    "metrics_queues_max": "queues with series of their own in GET /metrics: the deepest; all others are summed",
-    "dashboard_viewers_max": "most pages of the dashboard that one front keeps up to date; beyond it 429",
-}
 
 
 class ShardBoot(msgspec.Struct, frozen=True):

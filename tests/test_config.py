@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from proteus_shards.config import GIB, MIB, SETTINGS_HELP, Settings, load_settings, settings_table
+from proteus_shards.config import GIB, MIB, Settings, load_settings, settings_table
 from proteus_shards.errors import SettingError
+from proteus_shards.settings_help import SETTINGS_HELP
 
 
 def refusal(given: dict[str, object] | None = None, environ: dict[str, str] | None = None, path: Path | None = None) -> str:

@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from typing import Literal, TypeAlias
 
-from proteus_shards.config import SETTINGS_HELP
 from proteus_shards.core.commands import Sample
+from proteus_shards.settings_help import SETTINGS_HELP
 
 STATUSES_MAX = 600
 CLASSES = (2, 4, 5)  # of status; the others are not used, and shown when they are
