@@ -20,9 +20,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import cast
 
 import msgspec
 import trio
@@ -36,7 +35,7 @@ from proteus_shards.front.app import make_app
 from proteus_shards.front.hosts import names_of
 from proteus_shards.front.link import SETTLE_SECONDS_MAX, Link
 from proteus_shards.front.metrics import Page
-from proteus_shards.front.owners import Cluster, Led
+from proteus_shards.front.owners import Cluster
 from proteus_shards.front.router import Router
 from proteus_shards.front.server import Server
 from proteus_shards.front.spans import find_left
@@ -160,7 +159,9 @@ def _router_of(boot: FrontBoot) -> Router:
     links = [Link("" if settings.cluster else socket_path(boot.run_dir, shard), shard, settings) for shard in range(settings.shards)]
     router = Router(links, _access_of(settings), settings)
     if settings.cluster:
-        router.cluster = Cluster(boot.run_dir, cast("Sequence[Led]", links), settings.request_seconds_max)
+        router.cluster = Cluster(boot.run_dir, links, settings.request_seconds_max)
+        for link in links:
+            link.on_elsewhere = router.cluster.note_elsewhere
     return router
 
 

@@ -34,13 +34,14 @@ async def dial(target: str, settings: Settings) -> trio.abc.Stream:
     """Connect to a target. Raises `OSError`, `trio.BrokenResourceError` or `SettingError`."""
     if is_local(target):
         return await trio.open_unix_socket(target)
+    context = client_context(settings) if settings.cluster_cert else None
     host, _, port = target.rpartition(":")
     stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
-    _watch(stream)
-    if not settings.cluster_cert:
-        return stream
-    secured = trio.SSLStream(stream, client_context(settings), https_compatible=True)
     try:
+        _watch(stream)
+        if context is None:
+            return stream
+        secured = trio.SSLStream(stream, context, https_compatible=True)
         await secured.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)

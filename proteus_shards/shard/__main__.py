@@ -124,7 +124,7 @@ async def serve(boot: ShardBoot) -> int:
     pumping = asyncio.create_task(pump.run())
     stopping = asyncio.create_task(ending.wait())
     await asyncio.wait({pumping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    failed = await _end(boot, pump, listener, pumping)
+    failed = await end_shard(boot, pump, listener, pumping)
     stopping.cancel()
     await listener.close()
     await store.close()
@@ -141,7 +141,7 @@ def _failed(boot: ShardBoot, error: ProteusError) -> Failed:
     return Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown))
 
 
-async def _end(boot: ShardBoot, pump: Pump, listener: Listener, pumping: asyncio.Task[None]) -> bool:
+async def end_shard(boot: ShardBoot, pump: Pump, listener: Listener, pumping: asyncio.Task[None]) -> bool:
     """Drain, unless the pump has ended with an error, and leave luggage where there is a claim. Returns whether it has failed."""
     moves = boot.claim is not None
     listener.stop_accepting()

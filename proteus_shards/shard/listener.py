@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
     def _resume(self, peer: Hello) -> None:
         """Go on with the session of a front on another host, or begin it."""
         session, known = self._sessions.find(peer)
-        missing = session.strand.resume(peer.received)
+        missing = session.resume(peer.received) if known else b""
         answer = hello(self._own.shard, self._own.shards, self._pump.epoch)
         self.write(pack_frame(encode(msgspec.structs.replace(answer, received=session.strand.received, resumed=known))) + missing)
         self._session = session

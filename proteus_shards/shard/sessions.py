@@ -107,6 +107,14 @@ class Session:
         if self.strand.owes_word and self._carrier is not None:
             self._carrier.write(self.strand.word())
 
+    def resume(self, received: int) -> bytes:
+        """Return the frames that the front lacks. Raises `ProtocolError`, and ends the session, where it says what cannot be."""
+        try:
+            return self.strand.resume(received)
+        except ProtocolError:
+            self.end()
+            raise
+
     def attach(self, carrier: Carrier) -> None:
         """Go on over another connection. One that it had is of no use any more."""
         if self._end is not None:
