@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors", "cluster", "core", "config"},
     "shard": {"", "errors", "fault_points", "core", "ipc", "boot", "config", "logs", "memory", "store", "tally"},
     "node": {"", "errors", "boot", "cluster", "config", "core", "ipc", "logs", "peering", "store", "tally"},
-    "front": {"", "errors", "fault_points", "cluster", "core", "ipc", "boot", "config", "logs", "settings_help", "tally", "tokens"},
+    "front": {"", "errors", "fault_points", "cluster", "core", "ipc", "boot", "config", "logs", "peering", "settings_help", "tally", "tokens"},
     "surroundings": {"", "errors", "config"},
     "child": {"errors", "boot", "config", "ipc", "surroundings", "tally"},
     "tenants": {"errors", "child", "cluster", "config", "ipc"},

@@ -160,8 +160,6 @@ def _router_of(boot: FrontBoot) -> Router:
     router = Router(links, _access_of(settings), settings)
     if settings.cluster:
         router.cluster = Cluster(boot.run_dir, links, settings.request_seconds_max)
-        for link in links:
-            link.on_elsewhere = router.cluster.note_elsewhere
     return router
 
 

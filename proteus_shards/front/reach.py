@@ -1,25 +1,22 @@
 """How a front reaches a shard: a Unix socket where it runs on this host, the gate of its host where it does not.
 
-Between hosts goes TLS, with certificates on both sides. What is checked of a gate: that the authority of `cluster_ca` has signed its certificate, and that it is valid now. Its name is not
-held against the address: that authority is the cluster's own, whoever has a certificate of it is a host of the cluster and may speak for any shard that the store gives
-it, and a host that took another's address would gain nothing that it does not have. Without `cluster_cert` hosts speak plain TCP; where that is allowed, the settings say.
-
-The files are read for each connection: they are made once in a while, and what was renewed is used from the next on. A connection over which nothing is heard, though the peer
-should answer, is given up after `SILENT_SECONDS`.
+Between hosts goes TLS, with certificates on both sides (`peering.py` says what is checked of them), or plain TCP where the settings allow it. A connection over which nothing
+is heard, though the peer should answer, is given up after `SILENT_SECONDS`.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
+from functools import lru_cache
 
 import trio
 
 from proteus_shards.config import Settings
-from proteus_shards.errors import ProtocolError, SettingError
+from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.hosts import Elsewhere
 from proteus_shards.ipc.messages import Goodbye, Hello, check_hello, decode_greeting, encode
+from proteus_shards.peering import Peering
 
 RECEIVE_BYTES = 256 * 1024
 SILENT_SECONDS = 5
@@ -34,7 +31,7 @@ async def dial(target: str, settings: Settings) -> trio.abc.Stream:
     """Connect to a target. Raises `OSError`, `trio.BrokenResourceError` or `SettingError`."""
     if is_local(target):
         return await trio.open_unix_socket(target)
-    context = client_context(settings) if settings.cluster_cert else None
+    context = peering_of(settings).client()
     host, _, port = target.rpartition(":")
     stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
     try:
@@ -49,22 +46,10 @@ async def dial(target: str, settings: Settings) -> trio.abc.Stream:
     return secured
 
 
-def client_context(settings: Settings) -> ssl.SSLContext:
-    """Return how a host asks another. Raises `SettingError`, which names the setting, where the files can't be used."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    try:
-        context.load_cert_chain(settings.cluster_cert, settings.cluster_key or None, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise SettingError(
-            f"cluster_cert: {settings.cluster_cert} is no PEM certificate chain with its private key (cluster_key)"
-        ) from error
-    try:
-        context.load_verify_locations(settings.cluster_ca)
-    except OSError as error:
-        raise SettingError(f"cluster_ca: {settings.cluster_ca} holds no PEM certificate") from error
-    return context
+@lru_cache(maxsize=1)
+def peering_of(settings: Settings) -> Peering:
+    """Return the certificates of this host, the same for all links. Raises `SettingError`, which names the setting, where the files can't be used."""
+    return Peering(settings)
 
 
 async def greet(stream: trio.abc.Stream, frames: FrameReader, own: Hello) -> tuple[Hello | Elsewhere, list[bytes]]:
@@ -93,8 +78,3 @@ def _watch(stream: trio.SocketStream) -> None:
         option = getattr(socket, name, None)
         if option is not None:  # not every platform has each
             stream.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _no_password() -> str:
-    """Answer OpenSSL's question for the password of a key, which else would go to the terminal."""
-    raise ValueError("a key with a password is not supported")
