@@ -149,6 +149,7 @@ class ShardBoot(msgspec.Struct, frozen=True):
     luggage: str = ""  # path of what the host before handed over of this shard; empty: nothing
     server: str = ""  # outside a cluster: the name, drawn at the start of the server, under which it holds shards that hosts could share
     turn: int = 0  # at which it holds this one; 0: it holds none, as its store cannot be shared
+    turns: tuple[int, ...] = ()  # of a preparation of a store that has served: at which the server held each shard
 
     @property
     def opens_under(self) -> Claim | None:

@@ -90,7 +90,8 @@ class Supervisor:
         name = "" if settings.cluster else f"alone-{secrets.token_hex(8)}"
         self._boots = [ShardBoot(settings, i, run_dir, server=name) for i in range(settings.shards)]
         self._prepare = Child("prepare", programs.prepare, self._boots[0], once=True)
-        self._prepare_again = partial(Child, "prepare", programs.prepare_again, self._boots[0], once=True)
+        self._prepare_again = partial(Child, "prepare", programs.prepare_again, once=True)
+        self._turns: tuple[int, ...] = ()
         self._preparing = trio.Lock()
         self._prepared_at = -math.inf
         self._shards = [
@@ -167,7 +168,8 @@ class Supervisor:
 
     def _hold(self, prepared: Child) -> None:
         """Tell the shards at which turns the server holds them."""
-        for shard, boot, turn in zip(self._shards, self._boots, prepared.word.turns if prepared.word else (), strict=False):
+        self._turns = prepared.word.turns if prepared.word else self._turns
+        for shard, boot, turn in zip(self._shards, self._boots, self._turns, strict=False):
             shard.give(msgspec.structs.replace(boot, turn=turn))
 
     def _node_boot(self, run_dir: str, listen_fd: int) -> NodeBoot:
@@ -195,7 +197,7 @@ class Supervisor:
         """Prepare the store once more, for a shard that has served and cannot any more. What one shard has just had done is done for all."""
         async with self._preparing:
             if trio.current_time() - self._prepared_at >= PREPARE_SECONDS_MIN:
-                again = self._prepare_again()
+                again = self._prepare_again(msgspec.structs.replace(self._boots[0], turns=self._turns))
                 await again.keep()
                 self._prepared_at = trio.current_time()
                 self._hold(again)

@@ -32,7 +32,6 @@ from proteus_shards.shard.listener import Listener
 from proteus_shards.shard.locks import patiently
 from proteus_shards.shard.luggage import leave_luggage, take_luggage
 from proteus_shards.shard.meter import Meter
-from proteus_shards.shard.prepare import REPLACED
 from proteus_shards.shard.pump import Pump
 from proteus_shards.shard.queues_file import first_settings
 from proteus_shards.shard.sessions import session_limits
@@ -136,8 +135,8 @@ async def serve(boot: ShardBoot) -> int:
 
 def _failed(boot: ShardBoot, error: ProteusError) -> Failed:
     """Return what the supervisor is told of a start that failed."""
-    if isinstance(error, StoreFenced) and boot.opens_under is not None:
-        return Failed(str(error) if boot.claim else REPLACED, fenced=True)
+    if isinstance(error, StoreFenced) and boot.claim is not None:
+        return Failed(str(error), fenced=True)
     return Failed(str(error), final=not isinstance(error, StoreRefused | StoreUnknown))
 
 

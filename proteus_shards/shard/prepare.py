@@ -5,8 +5,9 @@ by another server, is left alone.
 
 **One server on a store.** Where hosts could share the store, a server that runs alone holds its shards there too, in the way that a host of a cluster does
 (`store/register.py`), under a name that is drawn at its start. Whichever is started last takes all holdings. The one before is fenced at its next commit, its shard cannot open the
-rows again, and its supervisor ends: without that two servers would take the rows from each other for ever. Whatever else takes an epoch (`store copy`, a failover) leaves
-the holdings alone, and then a shard that was fenced comes back.
+rows again, the store is prepared `again`, which finds out why, and the supervisor ends: without that two servers would take the rows from each other for ever. Whatever
+else takes an epoch (`store copy`) leaves the holdings alone, and a shard that was fenced comes back. A holding of an earlier turn than this server's own is no later server's: the store
+has lost its last writes (a failover, an old snapshot), and is held anew.
 
 A process of its own, so that a driver's event loop never meets the supervisor's, and a crash here is seen as one.
 """
@@ -49,7 +50,7 @@ async def prepare_again(boot: ShardBoot) -> Ready:
 
 
 async def _hold(boot: ShardBoot, *, again: bool) -> tuple[int, ...]:
-    """Take all holdings, and return their turns; `again`: only those that nobody has. Raises `StoreFenced` where a server that started later has taken one.
+    """Take all holdings, and return their turns; `again`: only those that nobody has taken since. Raises `StoreFenced` where a server that started later has taken one.
 
     Of two that start at once one goes on: who has held a shard and finds it held by another was the earlier one, and both cannot be.
     """
@@ -62,7 +63,7 @@ async def _hold(boot: ShardBoot, *, again: bool) -> tuple[int, ...]:
         while True:
             holdings = (await register.look()).holdings
             others = [holding for holding in holdings if holding.host != boot.server]
-            if any(holding.shard in held or (again and holding.host) for holding in others):
+            if any(each.shard in held or (again and each.host and each.turn > _turn_of(boot, each.shard)) for each in others):
                 raise StoreFenced(REPLACED)
             if not others:
                 return tuple(holding.turn for holding in holdings)
@@ -72,6 +73,11 @@ async def _hold(boot: ShardBoot, *, again: bool) -> tuple[int, ...]:
                 held.add(holding.shard)
     finally:
         await register.close()
+
+
+def _turn_of(boot: ShardBoot, shard: int) -> int:
+    """Return at which turn the server has held a shard; 0: never."""
+    return boot.turns[shard] if shard < len(boot.turns) else 0
 
 
 def main() -> int:

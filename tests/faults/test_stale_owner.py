@@ -24,7 +24,7 @@ REMOTE = ("postgres", "redis", "dynamodb")
 
 def options(url: str) -> list[str]:
     """Return the options of each server here."""
-    return ["--shards", "1", "--store", url, "--request-seconds-max", "10", "--log-format", "json"]
+    return ["--shards", "1", "--store", url, "--request-seconds-max", "20", "--log-format", "json"]
 
 
 def enqueue(server: Server, job_id: str) -> Answer:

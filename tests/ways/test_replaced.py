@@ -15,6 +15,7 @@ from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.store.registry import can_be_shared, make_store
 from tests.conftest import Server, StartServer, eventually
 from tests.servers.places import Places, places
+from tests.store.postgres_backing import execute, postgres_url
 from tests.store.rows import opened
 
 __all__ = ["places"]
@@ -92,6 +93,17 @@ def test_a_later_server_of_another_number_of_shards_goes_on(start_server: StartS
     assert old.wait() == EXIT_REPLACED
     assert enqueue(new, "after") == 202
     assert [job["id"] for job in new.request("GET", f"/next?queue={QUEUES[0]}&num_jobs=9").json()] == ["before", "after"]
+
+
+def test_a_store_that_lost_its_last_writes_is_no_other_servers(start_server: StartServer, url: str) -> None:
+    """It knows an earlier server only, as after a failover that came too soon; the shards are held anew, and serve."""
+    server = start_server("--shards", str(SHARDS), "--store", url)
+    assert enqueue(server, "before") == 202
+    asyncio.run(execute(postgres_url(url), "UPDATE lease SET host = 'alone-earlier', turn = turn - 1, epoch = epoch - 1"))
+    names = map(str, count())
+
+    eventually(lambda: all(enqueue(server, next(names), queue) == 202 for queue in QUEUES) and "StoreFenced" in server.log(), 60)
+    assert server.stop() == 0
 
 
 def test_what_is_no_server_ends_none(start_server: StartServer, url: str) -> None:
