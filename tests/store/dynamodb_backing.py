@@ -9,11 +9,16 @@ from typing import Protocol
 from urllib.parse import urlencode
 from uuid import uuid4
 
+import msgspec
+
+from proteus_shards.cluster.model import Claim
 from proteus_shards.store.contract import Store
 from proteus_shards.store.dynamodb import DynamodbStore
 from proteus_shards.store.dynamodb_prepare import prepare
+from proteus_shards.store.dynamodb_register import HOSTS, DynamodbRegister
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.urls import read_url
+from tests.store.exercise_register import SHARDS
 
 _tables = count()
 
@@ -63,3 +68,31 @@ class DynamodbBacking:
         other = DynamodbStore(self.url, 0, 1)
         await other.open()
         await other.close()
+
+
+class DynamodbSharedBacking(DynamodbBacking):
+    """A table of its own, ready for a cluster of servers."""
+
+    def __init__(self, server: Places, shards: int = SHARDS, **options: str) -> None:
+        super().__init__(server, prepared=False, **options)
+        self.shards = shards
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: asyncio.run(prepare(self.url, shards, cluster=True))).result()
+
+    def register(self) -> DynamodbRegister:
+        return DynamodbRegister(self.url)
+
+    def claimed(self, shard: int, claim: Claim | None) -> DynamodbStore:
+        return DynamodbStore(self.url, shard, self.shards, claim)
+
+    def lost(self) -> DynamodbRegister:
+        return DynamodbRegister(msgspec.structs.replace(self.url, endpoint="http://127.0.0.1:1"))
+
+    async def damage(self, address: str) -> None:
+        register = self.register()
+        try:
+            await register.open()
+            item = {"pk": {"S": HOSTS}, "sk": {"S": address}}
+            await register._client.call("put_item", {"TableName": self.url.table, "Item": item})
+        finally:
+            await register.close()

@@ -9,13 +9,18 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, TypeVar
 
+import msgspec
+
+from proteus_shards.cluster.model import Claim
 from proteus_shards.store.contract import Store
 from proteus_shards.store.redis import RedisStore
-from proteus_shards.store.redis_place import ShardKeys, shard_keys
+from proteus_shards.store.redis_place import ShardKeys, common_key, shard_keys
 from proteus_shards.store.redis_prepare import prepare
+from proteus_shards.store.redis_register import RedisRegister
 from proteus_shards.store.redis_url import RedisUrl
 from proteus_shards.store.urls import read_url
 from tests.servers.redis import RedisPlace
+from tests.store.exercise_register import SHARDS
 from tests.store.rows import opened
 
 _numbers = count()
@@ -46,6 +51,41 @@ class RedisBacking:
         other = RedisStore(self.direct, 0, 1)
         await other.open()
         await other.close()
+
+
+class RedisSharedBacking:
+    """A prefix of its own in a server, ready for a cluster of servers."""
+
+    def __init__(self, server: RedisPlace, shards: int = SHARDS, **options: str) -> None:
+        name = f"shared-{next(_numbers)}"
+        self.url = redis_url(server.url(name, **options))
+        self.shards = shards
+        apart(lambda: prepare(self.url, shards, cluster=True))
+
+    def lease(self, shard: int) -> str:
+        return shard_keys(self.url, 1, shard).lease
+
+    def register(self) -> RedisRegister:
+        return RedisRegister(self.url)
+
+    def claimed(self, shard: int, claim: Claim | None) -> RedisStore:
+        return RedisStore(self.url, shard, self.shards, claim)
+
+    def lost(self) -> RedisRegister:
+        return RedisRegister(msgspec.structs.replace(self.url, nodes=(("127.0.0.1", 1),)))
+
+    async def damage(self, address: str) -> None:
+        await self.ask("HSET", common_key(self.url, "hosts"), address, b"\xc1")
+
+    async def ask(self, command: str, key: str, *arguments: bytes | str) -> object:
+        """Send a command about a key."""
+        register = self.register()
+        try:
+            await register.open()
+            (answer,) = await register._nodes.ask([(key, (command, key, *arguments))])
+            return answer
+        finally:
+            await register.close()
 
 
 def redis_url(url: str) -> RedisUrl:

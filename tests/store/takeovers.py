@@ -16,27 +16,45 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from hashlib import sha1
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import msgspec
 
 from proteus_shards.cluster.model import Claim
-from proteus_shards.core.model import Row
+from proteus_shards.core.model import Batch, Row
 from proteus_shards.errors import StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.store import dynamodb as dynamodb_module
 from proteus_shards.store import postgres as postgres_module
+from proteus_shards.store import redis as redis_module
 from proteus_shards.store.contract import Store
+from proteus_shards.store.dynamodb import DynamodbStore
+from proteus_shards.store.dynamodb_owner import LAYOUT_KEY, Lease, read_lease
 from proteus_shards.store.postgres_session import query
+from proteus_shards.store.redis import RedisStore
+from proteus_shards.store.redis_wire import Script
 from tests.servers.postgres import PostgresServer
+from tests.servers.redis import RedisCluster
+from tests.servers.redis import binaries as redis_binaries
+from tests.servers.redis import running as redis_running
+from tests.servers.strict_dynamodb import StrictServer
+from tests.store.dynamodb_backing import DynamodbSharedBacking
 from tests.store.exercise_register import SHARDS, SharedBacking, queue_of_shard
 from tests.store.postgres_backing import ClusterBacking
+from tests.store.redis_backing import RedisSharedBacking
 from tests.store.rows import commit_all, deleting, inserting, load_all, make_row
 
 BATCH_ROWS = 100
+HELD_UP_SECONDS = 0.01  # a planted owner of Redis, between its look and its write
+HELD_UP_SECONDS_DYNAMODB = 1.5  # where a takeover takes longer
 PAUSE_SECONDS_MAX = 0.02  # between a new owner's first commit and the next takeover
 
 
@@ -84,7 +102,7 @@ class Owner:
 
     async def _write(self) -> None:
         while True:
-            seqs = [next(self._seqs) for _ in range(BATCH_ROWS)]
+            seqs = [next(self._seqs) for _ in range(min(BATCH_ROWS, self._store.batch_rows_max or BATCH_ROWS))]
             try:
                 await self._store.commit(inserting(*(make_row(seq, queue=self._queue) for seq in seqs)))
             except StoreFenced:
@@ -185,7 +203,82 @@ def without_for_share() -> Iterator[None]:
         yield
 
 
-PLACES: dict[str, Place] = {"postgres": Place(_postgres, without_for_share, "commits do not lock the lease")}
+@asynccontextmanager
+async def _redis() -> AsyncIterator[SharedBacking]:
+    with TemporaryDirectory() as folder, redis_running(list(redis_binaries().values())[-1], Path(folder)) as server:
+        yield RedisSharedBacking(server)
+
+
+@asynccontextmanager
+async def _redis_cluster() -> AsyncIterator[SharedBacking]:
+    with TemporaryDirectory() as folder:
+        cluster = RedisCluster(list(redis_binaries().values())[-1], Path(folder))
+        try:
+            cluster.start()
+            yield RedisSharedBacking(cluster)
+        finally:
+            cluster.stop()
+
+
+@contextmanager
+def looking_first_in_redis() -> Iterator[None]:
+    """Commit by a script that compares nothing, once the lease was found to be ours. Nor do loads see that rows have come meanwhile."""
+    script = Script("commit")
+    script.text = re.sub(rb"if held\[[12]\] ~= .*? end\n", b"", script.text)
+    script.sha = sha1(script.text, usedforsecurity=False).hexdigest()
+    commit = RedisStore.commit
+
+    async def looking_first(store: RedisStore, batch: Batch) -> None:
+        if await store._wire.call("HGET", store._usable()[0].lease, "token") != store._token.encode():
+            raise StoreFenced
+        await asyncio.sleep(HELD_UP_SECONDS)
+        await commit(store, batch)
+
+    with (
+        mock.patch.object(redis_module, "_COMMIT", script),
+        mock.patch.object(RedisStore, "commit", looking_first),
+        mock.patch.object(RedisStore, "_check_whole", mock.AsyncMock()),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def _dynamodb() -> AsyncIterator[SharedBacking]:
+    with TemporaryDirectory() as folder:
+        server = StrictServer(Path(folder))
+        try:
+            await asyncio.to_thread(server.start)
+            yield DynamodbSharedBacking(server)
+        finally:
+            await asyncio.to_thread(server.stop)
+
+
+@contextmanager
+def looking_first_in_dynamodb() -> Iterator[None]:
+    """Commit without the check of the lease, once it was found to be ours."""
+    commit = DynamodbStore.commit
+
+    def nothing(table: str, _name: str, _lease: Lease) -> dict[str, object]:
+        return {"ConditionCheck": {"TableName": table, "Key": LAYOUT_KEY, "ConditionExpression": "attribute_exists(pk)"}}
+
+    async def looking_first(store: DynamodbStore, batch: Batch) -> None:
+        if await read_lease(store._client, store._lease_name) != store._held():
+            raise StoreFenced
+        await asyncio.sleep(HELD_UP_SECONDS_DYNAMODB)
+        await commit(store, batch)
+
+    with mock.patch.object(dynamodb_module, "lease_check", nothing), mock.patch.object(DynamodbStore, "commit", looking_first):
+        yield
+
+
+_LOOKING_FIRST = "commits look at the lease, and then write in a step of their own"
+
+PLACES: dict[str, Place] = {
+    "postgres": Place(_postgres, without_for_share, "commits do not lock the lease"),
+    "redis": Place(_redis, looking_first_in_redis, _LOOKING_FIRST),
+    "redis-cluster": Place(_redis_cluster, looking_first_in_redis, _LOOKING_FIRST),
+    "dynamodb": Place(_dynamodb, looking_first_in_dynamodb, _LOOKING_FIRST),
+}
 
 
 async def _run(place: Place, times: int, seed: int) -> Figures:

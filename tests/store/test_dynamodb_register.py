@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
 import pytest
 
-from proteus_shards.cluster.model import NOBODY, Claim
+from proteus_shards.cluster.model import NOBODY
 from proteus_shards.errors import SettingError, StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.dynamodb import DynamodbStore
 from proteus_shards.store.dynamodb_doctor import examine
@@ -20,36 +18,12 @@ from tests.conftest import eventually
 from tests.servers.dynamodb import MotoServer
 from tests.servers.dynamodb_local import DynamodbLocalServer
 from tests.servers.strict_dynamodb import StrictServer
-from tests.store.dynamodb_backing import DynamodbBacking, Places
+from tests.store.dynamodb_backing import DynamodbBacking, DynamodbSharedBacking
 from tests.store.exercise_register import SHARDS, A, B, RegisterExercise, SharedBacking, hand_to, opened_register, queue_of_shard
 from tests.store.rows import in_asyncio, inserting, load_all, make_row, opened
+from tests.store.takeovers import looking_first_in_dynamodb, take_over
 
 pytest_plugins = ["tests.servers.dynamodb_fixtures"]
-
-
-class DynamodbSharedBacking(DynamodbBacking):
-    """A table of its own, ready for a cluster of servers."""
-
-    def __init__(self, server: Places, shards: int = SHARDS, **options: str) -> None:
-        super().__init__(server, prepared=False, **options)
-        self.shards = shards
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(lambda: asyncio.run(prepare(self.url, shards, cluster=True))).result()
-
-    def register(self) -> DynamodbRegister:
-        return DynamodbRegister(self.url)
-
-    def claimed(self, shard: int, claim: Claim | None) -> DynamodbStore:
-        return DynamodbStore(self.url, shard, self.shards, claim)
-
-    def lost(self) -> DynamodbRegister:
-        return DynamodbRegister(msgspec.structs.replace(self.url, endpoint="http://127.0.0.1:1"))
-
-    async def damage(self, address: str) -> None:
-        async with opened_register(self) as register:
-            assert isinstance(register, DynamodbRegister)
-            item = {"pk": {"S": "hosts"}, "sk": {"S": address}}
-            await register._client.call("put_item", {"TableName": self.url.table, "Item": item})
 
 
 class TestStrictRegister(RegisterExercise):
@@ -255,6 +229,23 @@ async def test_a_claimed_epoch_whose_answer_is_lost_is_known_again(double: Stric
             await hand_to(register, 0, B.address)
             with pytest.raises(StoreFenced):
                 await store.reopen()
+
+
+@in_asyncio
+async def test_no_commit_of_an_older_owner_comes_after_the_next_one_has_loaded(backing: DynamodbSharedBacking) -> None:
+    """However often shards change hands; `python -m tests.store.takeovers dynamodb` does it 300 times."""
+    figures = await take_over(backing, 6)
+
+    assert (figures.takeovers, figures.fenced + figures.unknown, figures.wrong) == (6, 6, 0)
+
+
+@in_asyncio
+async def test_commits_that_look_at_the_lease_beforehand_would_be_found(backing: DynamodbSharedBacking) -> None:
+    """The same with a planted fault."""
+    with looking_first_in_dynamodb():
+        figures = await take_over(backing, 6)
+
+    assert figures.wrong > 0
 
 
 # --- preparing ---------------------------------------------------------------------------------------------------

@@ -4,67 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from proteus_shards.cluster.model import Claim
 from proteus_shards.errors import SettingError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.redis import RedisStore
 from proteus_shards.store.redis_kind import examine
-from proteus_shards.store.redis_place import common_key, shard_keys
+from proteus_shards.store.redis_place import common_key
 from proteus_shards.store.redis_prepare import prepare, prepared_shards
 from proteus_shards.store.redis_register import RedisRegister
 from proteus_shards.store.register import Register
 from tests.conftest import eventually
 from tests.servers.redis import RedisCluster, RedisPlace, StartRedis, binaries, running
 from tests.store.exercise_register import SHARDS, A, B, RegisterExercise, SharedBacking, hand_to, opened_register, queue_of_shard
-from tests.store.redis_backing import apart, owning, redis_url
+from tests.store.redis_backing import RedisSharedBacking, apart, owning, redis_url
 from tests.store.rows import in_asyncio, inserting, load_all, make_row, opened
+from tests.store.takeovers import looking_first_in_redis, take_over
 from tests.store.test_redis_access import certificates, speaks_tls
 from tests.store.test_redis_cluster import cluster, node_id
 from tests.store.test_redis_memory import fill
 
 __all__ = ["certificates", "cluster"]  # fixtures
-
-_numbers = count()
-
-
-class RedisSharedBacking:
-    """A prefix of its own in a server, ready for a cluster of servers."""
-
-    def __init__(self, server: RedisPlace, shards: int = SHARDS, **options: str) -> None:
-        name = f"shared-{next(_numbers)}"
-        self.url = redis_url(server.url(name, **options))
-        self.shards = shards
-        apart(lambda: prepare(self.url, shards, cluster=True))
-
-    def lease(self, shard: int) -> str:
-        return shard_keys(self.url, 1, shard).lease
-
-    def register(self) -> RedisRegister:
-        return RedisRegister(self.url)
-
-    def claimed(self, shard: int, claim: Claim | None) -> RedisStore:
-        return RedisStore(self.url, shard, self.shards, claim)
-
-    def lost(self) -> RedisRegister:
-        return RedisRegister(msgspec.structs.replace(self.url, nodes=(("127.0.0.1", 1),)))
-
-    async def damage(self, address: str) -> None:
-        await self.ask("HSET", common_key(self.url, "hosts"), address, b"\xc1")
-
-    async def ask(self, command: str, key: str, *arguments: bytes | str) -> object:
-        """Send a command about a key."""
-        register = self.register()
-        try:
-            await register.open()
-            (answer,) = await register._nodes.ask([(key, (command, key, *arguments))])
-            return answer
-        finally:
-            await register.close()
 
 
 class TestRedisRegister(RegisterExercise):
@@ -288,13 +249,30 @@ async def test_a_lease_that_is_gone_is_no_holding(backing: RedisSharedBacking) -
             await register.hand(1, 0, A.address)
 
 
+@in_asyncio
+async def test_no_commit_of_an_older_owner_comes_after_the_next_one_has_loaded(backing: RedisSharedBacking) -> None:
+    """However often shards change hands; `python -m tests.store.takeovers redis` does it 300 times."""
+    figures = await take_over(backing, 30)
+
+    assert (figures.takeovers, figures.fenced + figures.unknown, figures.wrong) == (30, 30, 0)
+
+
+@in_asyncio
+async def test_commits_that_look_at_the_lease_beforehand_would_be_found(backing: RedisSharedBacking) -> None:
+    """The same with a planted fault."""
+    with looking_first_in_redis():
+        figures = await take_over(backing, 30)
+
+    assert figures.wrong > 0
+
+
 # --- preparing ---------------------------------------------------------------------------------------------------
 
 
 @in_asyncio
 async def test_several_hosts_may_prepare_a_new_place_at_once(redis_server: RedisPlace) -> None:
     """One makes it, and the others find it made; any time later it is none of their business."""
-    url = redis_url(redis_server.url(f"shared-{next(_numbers)}"))
+    url = redis_url(redis_server.url("new"))
     assert await asyncio.gather(*(prepare(url, 8, cluster=True) for _ in range(4))) == [None] * 4
     assert await prepared_shards(url) == 8
 
