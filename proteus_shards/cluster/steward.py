@@ -205,6 +205,8 @@ class Steward:
         if answer is None:
             self._retry_at = now + self._margin_seconds
             self._look_asked = True
+            if isinstance(step, Join | Beat):
+                self._beat = step.host.beat  # it may have been written, and the same number once more would be no sign of life
             self.counters["beats_failed"] += isinstance(step, Beat)
             return
         match step:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proteus_shards.cluster.model import NOBODY, Claim, Holding
 from proteus_shards.cluster.spread import spread
-from proteus_shards.cluster.steward import Drain, Fault, Leave, Look, Over, Rest, Run, Steward, Want
+from proteus_shards.cluster.steward import Beat, Drain, Fault, Join, Leave, Look, Over, Rest, Run, Steward, Want
 from tests.cluster.clusters import LEASE_SECONDS, Book, Cluster, Site
 
 SETTLE_SECONDS = 40.0
@@ -435,3 +435,24 @@ def test_a_book_is_a_register() -> None:
 
     assert not book.open(Claim(0, "a:1", 2))
     assert book.open(Claim(0, "a:1", 3))
+
+
+def test_a_beat_whose_answer_was_lost_is_not_sent_again_with_the_same_number() -> None:
+    """It may have been written, and others would take the same number once more for silence."""
+    steward = Steward("a:1", "1", "1", LEASE_SECONDS)
+    book = Book(1)
+    now = 0.0
+    beats: list[int] = []
+    while len(beats) < 4:
+        now += 0.01
+        step = steward.step(now)
+        if isinstance(step, Rest):
+            now = step.until
+            continue
+        assert not isinstance(step, Over)
+        answer = book.take(step)
+        if isinstance(step, Beat | Join):
+            beats.append(step.host.beat)
+        steward.told(step, answer if len(beats) % 2 else None, now, now)
+
+    assert beats == sorted(set(beats))
