@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from proteus_shards.core.commands import Command, Complete, Delivered, Delivery, Done, Enqueue, Heartbeat, Outcome, Undeliver
-from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_control import Change, Fail, Purge, Redrive, Release
 from proteus_shards.core.model import Job, Row, Status
 from proteus_shards.core.shard import Shard
 from tests.core.rig import SECOND, FakeStore
@@ -25,6 +25,8 @@ class Told:
     acked: int | None = None
     may_be_gone: bool = False  # someone has asked to complete it
     gone: bool = False  # its completion was acknowledged
+    changed: bool = False  # someone has asked for another place in the queue
+    redriven: bool = False  # someone has asked to bring it back from the dead
     may_be_dropped: bool = False  # it was in its last run, or a dead letter
     delivered: bool = False  # somebody was given it once
     deliveries: int = 0
@@ -56,6 +58,14 @@ class Auditor:
             if job is not None and (command.run_id == job.run_id or (command.run_id is None and not isinstance(command, Undeliver))):
                 told, job_run = self.jobs[job.payload], job.run_id
                 until = now + job.timeout * SECOND if job.run_id == told.run_id else 0
+        elif isinstance(command, Change) and (waiting := _live(shard, command.queue).get(command.id)) is not None:
+            told = self.jobs[waiting.payload]
+            told.changed = True
+        elif isinstance(command, Purge | Redrive):
+            for other in self.jobs.values():
+                if other.command.queue == command.queue and (command.ids is None or other.command.id in command.ids):
+                    other.may_be_gone = other.may_be_gone or isinstance(command, Purge)
+                    other.redriven = other.redriven or isinstance(command, Redrive)
         if told is not None and isinstance(command, Complete):
             told.may_be_gone = True
         if job_run is not None and told is not None and isinstance(command, Fail | Release):
@@ -100,7 +110,7 @@ class Auditor:
             sent.timeout,
             sent.persist,
             sent.max_retries,
-            sent.run_at_us,
+            job.run_at if told.changed else sent.run_at_us,
         ), "not what was enqueued"
         assert job.run_id not in self.run_ids, "two deliveries under one run_id"
         assert not told.gone, "delivered after its completion"
@@ -108,17 +118,17 @@ class Auditor:
         if job.run_id in told.untold:
             self.run_ids.add(job.run_id)
             return
-        assert job.attempt > told.attempt, "attempts are not counted"
+        assert job.attempt > told.attempt or told.redriven, "attempts are not counted"
         key = sent.options.key if sent.options is not None else None
         for other in self.jobs.values() if key is not None else ():
             options = other.command.options
             if other is not told and options is not None and (other.command.queue, options.key) == (sent.queue, key):
                 runs = other.run_id is not None and now < other.run_until and not other.may_be_gone
                 assert not runs, "delivered while another job of its key was in flight"
-        if not told.delivered and sent.run_at_us is None and sent.options is None:
+        if not (told.delivered or told.changed or told.redriven) and sent.run_at_us is None and sent.options is None:
             self._check_first(told, shard)
         told.deliveries += 1
-        if sent.max_retries >= 0:
+        if sent.max_retries >= 0 and not told.redriven:
             assert max(told.deliveries, job.attempt) <= sent.max_retries + 1, "delivered too often"
         row = self._row(told)
         if sent.persist and job.run_id not in told.ended:
@@ -130,7 +140,7 @@ class Auditor:
     def _check_first(self, told: Told, shard: Shard) -> None:
         for job in _live(shard, told.command.queue).values():
             other = self.jobs[job.payload]
-            if other.command.options is not None:
+            if other.command.options is not None or other.changed:
                 continue
             waits = job.status is Status.READY and job.attempt == 0 and job.run_at is None and not other.delivered
             assert not waits or other.acked is None or other.acked > told.sent, "delivered before a job that was accepted earlier"

@@ -17,14 +17,15 @@ from dataclasses import replace
 
 from proteus_shards.core.alarms import DELIVERING_US, PUT_OFF_US
 from proteus_shards.core.commands import Command, Complete, Enqueue, Heartbeat, ListDead, Next, Options, Reason, Undeliver
-from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_control import Change, Fail, Purge, Redrive, Release
 from proteus_shards.core.extras import pack_extras
-from tests.core.naive_books import AWAY, DONE, FULL, NONE, SECOND, NaiveBooks, Note
+from tests.core.naive_books import AWAY, DONE, FULL, NONE, SECOND, Note
+from tests.core.naive_operators import NaiveOperators
 from tests.core.naive_rules import delay_of, due_of, extras_of, remember
 from tests.core.naive_words import NaiveJob, Poll, Reply
 
 
-class NaiveShard(NaiveBooks):
+class NaiveShard(NaiveOperators):
     """What a shard should do."""
 
     # --- time ------------------------------------------------------------------------------------------------------
@@ -114,6 +115,12 @@ class NaiveShard(NaiveBooks):
                 self._end_run(key, command)
             case ListDead():
                 self._list_dead(key, command)
+            case Purge():
+                self.purge(key, command)
+            case Redrive():
+                self.redrive(key, command)
+            case Change():
+                self.change(key, command)
             case _:
                 raise AssertionError(command)
 

@@ -62,10 +62,12 @@ class NaiveJob:
 class Reply:
     """What a command should be answered."""
 
-    kind: str  # "done", "refused", "delivered" or "listed"
+    kind: str  # "done", "refused", "delivered", "listed" or "counted"
     reason: Reason | None = None
     field: str | None = None
     jobs: list[NaiveJob] = dataclasses.field(default_factory=list)
+    count: int = 0
+    more: bool = False
 
 
 @dataclass

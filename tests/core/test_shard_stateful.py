@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proteus_shards.core.commands import Complete, Enqueue, Heartbeat, ListDead, Next, Options, Reason, Undeliver
-from proteus_shards.core.commands_control import Fail, Release
+from proteus_shards.core.commands_control import Change, Fail, Purge, Redrive, Release, State
 from proteus_shards.core.extras import Backoff
 from proteus_shards.core.holdings import Limits
 from proteus_shards.core.model import Status
@@ -206,6 +206,38 @@ class ShardMachine(RuleBasedStateMachine):
         """List dead letters, from the start or from one of them."""
         letters = self.pair.model.letters(queue)
         self.pair.ask(ListDead(queue, number, letters[after].seq if 0 <= after < len(letters) else -1))
+
+    @rule(queue=queues, states=st.sampled_from([[], ["dead"], [str(state) for state in State]]), job_id=st.sampled_from([None, *IDS]))
+    def purge(self, queue: str, states: list[str], job_id: str | None) -> None:
+        """Remove jobs; where a batch holds only some, one at a time."""
+        ids = [job_id] if job_id is not None else None
+        if not self._is_bounded(queue, ids):
+            self.pair.ask(Purge(queue, states, None, ids))
+
+    @precondition(lambda self: self.pair.model.dead)
+    @rule(queue=queues, job_id=st.sampled_from([None, *IDS]))
+    def redrive(self, queue: str, job_id: str | None) -> None:
+        """Bring dead letters back."""
+        ids = [job_id] if job_id is not None else None
+        if not self._is_bounded(queue, ids):
+            self.pair.ask(Redrive(queue, ids))
+
+    def _is_bounded(self, queue: str, ids: list[str] | None) -> bool:
+        """Say whether a batch of the store may have no room for all jobs that are meant: then the shard may take some of them."""
+        limits, model = self.pair.limits, self.pair.model
+        meant = [job for job in model.live + model.dead if job.queue == queue and (ids is None or job.id in ids)]
+        return len(meant) > 1 and (limits.batch_rows_max is not None or limits.batch_bytes_max is not None)
+
+    @rule(
+        queue=queues,
+        job_id=ids,
+        run_at=st.sampled_from([None, None, 0, -SECOND, SECOND, 5 * SECOND]),
+        priority=st.sampled_from([None, 0, 2, -1]),
+    )
+    def change(self, queue: str, job_id: str, run_at: int | None, priority: int | None) -> None:
+        """Give a job another time, another priority, or both."""
+        at = None if run_at is None else 0 if run_at == 0 else self.pair.wall + run_at
+        self.pair.ask(Change(queue, job_id, at, priority))
 
     @precondition(lambda self: self.pair.model.polls)
     @rule(which=st.integers(0, 9))

@@ -55,13 +55,13 @@ def audit(
         for op in limbo:
             if row is not None and type(op.command) is Change and op.command.id == known.id and _is_changed(known, row, op):
                 change(known, op)
-        if row is not None and (known.seq == row.seq or (known.seq == -1 and known.payload == row.payload)):
+        seq = next((seq for seq, other in died.items() if _is_letter_of(other, known, back=_came_back(known, limbo))), None)
+        if row is not None and (known.seq == row.seq or (known.seq == -1 and seq is None and known.payload == row.payload)):
             del rows[known.id]
             _compare(view, line, known, row, limbo, nexts=nexts)
             _believe(view, known, row, restarted=restarted)
             continue
         del line.jobs[known.id]
-        seq = next((seq for seq, other in died.items() if _is_letter_of(other, known, back=_came_back(known, limbo))), None)
         over = known.vague or (known.run_id is not None and known.last and (view.now >= known.until or _has_failed(known, limbo)))
         over = over or may_have_lapsed(view, known)
         if seq is not None and over:

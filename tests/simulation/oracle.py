@@ -9,7 +9,6 @@ left one there, a later answer will not fit.
 Where the truth can't be known it allows both: for a run past its deadline that nobody has asked about since, and for what was answered UNKNOWN or
 not at all. The second ends as soon as the rows can be read (`audit`): each must be as the answers say, but for the requests in limbo,
 and is believed from then on.
-
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from proteus_shards.core.model import Batch, Row
     from tests.simulation.plan import Plan
 
-READY, DEAD = 2, 4  # as a row says it
+READY, DEAD = 2, 4
 DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is put off so long
 PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
 
@@ -207,9 +206,14 @@ class Oracle(Steps):
         """A row has become unreadable."""
         line = self.lines[row.queue]
         known = line.jobs.get(row.id)
-        if known is not None and _is_of(row, known):
+        if known is not None and self._is_of(row, known):
             del line.jobs[row.id]
-        line.dead = [known for known in line.dead if not _is_of(row, known)]
+        line.dead = [known for known in line.dead if not self._is_of(row, known)]
+
+    def _is_of(self, row: Row, known: Known) -> bool:
+        """Say whether a row is of this job, wherever it was moved to."""
+        mine = known.seq in (-1, row.seq) or (row.slot, known.seq) not in self.disk.rows
+        return known.persist and mine and (known.id, known.payload, known.created_at) == (row.id, row.payload, row.created_at)
 
     def recovered(self, view: View) -> None:
         """A new process has read all rows of some queues."""
@@ -494,8 +498,3 @@ class Oracle(Steps):
         )  # fmt: skip
         self._check_whole(view, line, steps, limbo)
         self._audit_answers(view, line, limbo, restarted=restarted)
-
-
-def _is_of(row: Row, known: Known) -> bool:
-    """Say whether a row is of this job, wherever it was moved to."""
-    return known.persist and (known.id, known.payload, known.created_at) == (row.id, row.payload, row.created_at)
