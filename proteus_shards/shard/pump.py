@@ -50,6 +50,7 @@ from proteus_shards.core.model import Record, Row
 from proteus_shards.errors import StorePermanent, StoreRefused, StoreUnknown, StoreWeak
 from proteus_shards.fault_points import reached
 from proteus_shards.shard.meter import Meter
+from proteus_shards.shard.notes import log_notes
 from proteus_shards.store.contract import Damaged, Durability, check_durability
 
 if TYPE_CHECKING:
@@ -68,17 +69,6 @@ GRACE_US = 100_000  # after a stall, for what lies in the sockets
 IDLE_US = 1_000_000  # how often the clocks are read at least while jobs are scheduled: the wall clock may have been set
 BACKOFF_FIRST_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 2.0
-NOTES = {
-    "timeout": "run timed out",
-    "failed": "run failed",
-    "died": "job is dead",
-    "dropped": "dead letter dropped",
-    "purged": "jobs purged",
-    "redriven": "dead letters redriven",
-    "fired": "schedule fired",
-    "missed": "schedule missed its time",
-}
-LEVELS = {"timeout": logging.DEBUG, "failed": logging.DEBUG, "fired": logging.DEBUG, "purged": logging.INFO, "redriven": logging.INFO}
 SURVEY_QUEUES = 500  # looked at between two turns of the event loop: a third of a millisecond
 FLUSH_BYTES = 64 * 1024  # jobs of so many bytes are sent before more commands are looked at,
 FLUSH_JOBS = 200  # and so many before more answers are written out: the front works on them while we go on
@@ -462,7 +452,7 @@ class Pump:
                         shard.apply(None, Undeliver(job.queue, job.id, job.run_id))
         self._flush()
         if shard.notes:
-            self._log_notes()
+            log_notes(shard.notes)
         if shard.has_open:
             self._idle.clear()
             self._wake.set()
@@ -490,14 +480,3 @@ class Pump:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(wait_us / 1e6, self._tick)
-
-    def _log_notes(self) -> None:
-        for note in self.shard.notes:
-            level = LEVELS.get(note.kind, logging.WARNING)
-            extra: dict[str, object] = {"queue": note.queue, "jobs": note.count}
-            if note.id:
-                extra = {"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist}
-            if note.reason is not None:
-                extra["reason"] = note.reason
-            log.log(level, NOTES[note.kind], extra=extra)
-        self.shard.notes.clear()

@@ -1,0 +1,36 @@
+"""What a shard has done of its own accord, for the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proteus_shards.core.ledger import Note
+
+log = logging.getLogger("proteus_shards.shard")
+
+NOTES = {
+    "timeout": "run timed out",
+    "failed": "run failed",
+    "died": "job is dead",
+    "dropped": "dead letter dropped",
+    "purged": "jobs purged",
+    "redriven": "dead letters redriven",
+    "fired": "schedule fired",
+    "missed": "schedule missed its time",
+}
+LEVELS = {"timeout": logging.DEBUG, "failed": logging.DEBUG, "fired": logging.DEBUG, "purged": logging.INFO, "redriven": logging.INFO}
+
+
+def log_notes(notes: list[Note]) -> None:
+    """Write notes to the log, and empty the list."""
+    for note in notes:
+        level = LEVELS.get(note.kind, logging.WARNING)
+        extra: dict[str, object] = {"queue": note.queue, "jobs": note.count}
+        if note.id:
+            extra = {"queue": note.queue, "job_id": note.id, "attempt": note.attempt, "persist_data": note.persist}
+        if note.reason is not None:
+            extra["reason"] = note.reason
+        log.log(level, NOTES[note.kind], extra=extra)
+    notes.clear()
