@@ -1,4 +1,4 @@
-"""What a shard has done of its own accord, for the log."""
+"""What happens in a shard without a request, as its log tells it. Of what is in the ordinary course of things only those who debug are told."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from proteus_shards.core.ledger import Note
+    from collections.abc import Iterable
 
-log = logging.getLogger("proteus_shards.shard")
+    from proteus_shards.core.ledger import Note
 
 NOTES = {
     "timeout": "run timed out",
@@ -22,9 +22,11 @@ NOTES = {
 }
 LEVELS = {"timeout": logging.DEBUG, "failed": logging.DEBUG, "fired": logging.DEBUG, "purged": logging.INFO, "redriven": logging.INFO}
 
+log = logging.getLogger("proteus_shards.shard")
 
-def log_notes(notes: list[Note]) -> None:
-    """Write notes to the log, and empty the list."""
+
+def log_notes(notes: Iterable[Note]) -> None:
+    """Log what a shard has noted."""
     for note in notes:
         level = LEVELS.get(note.kind, logging.WARNING)
         extra: dict[str, object] = {"queue": note.queue, "jobs": note.count}
@@ -33,4 +35,3 @@ def log_notes(notes: list[Note]) -> None:
         if note.reason is not None:
             extra["reason"] = note.reason
         log.log(level, NOTES[note.kind], extra=extra)
-    notes.clear()

@@ -453,6 +453,7 @@ class Pump:
         self._flush()
         if shard.notes:
             log_notes(shard.notes)
+            shard.notes.clear()
         if shard.has_open:
             self._idle.clear()
             self._wake.set()

@@ -15,7 +15,7 @@ from proteus_shards.tally import METRICS, Tally, read_tally, tally_path
 from tests.shard.scripted import RecordingLink
 from tests.shard.test_pump import Stand, job, reason, run
 
-SHARDS_OWN = {name for name, metric in METRICS.items() if metric.labels[:1] and metric.labels[0] in {"shard", "process"}} - {
+SHARDS_OWN = {name for name, metric in METRICS.items() if metric.labels and metric.labels[0] in {"shard", "process"}} - {
     "proteus_shard_up",  # the front's to say, as are those of links
     "proteus_link_connects_total",
     "proteus_link_refused_total",
