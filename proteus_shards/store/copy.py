@@ -11,7 +11,8 @@ and a SHA-256 over all fields of all rows in order must be the same on both side
 **The source stays as it is**, but for its epochs and its version: to open a shard's rows takes an epoch, and brings a SQLite file up to date. A SQLite file that a server holds cannot be opened, and the copy is
 refused. Elsewhere it fences the running server, whose next commit ends that shard, and which then takes a new epoch. So the source's shards stay open
 to the end, for five seconds at least, and then commit nothing once more: whoever has opened them meanwhile has fenced the copy, which is
-told as a failure. A running server that commits nothing in that time is not seen; nothing of it is lost either.
+told as a failure. A running server that commits nothing in that time is not seen; nothing of it is lost either. Where hosts of a cluster are registered, on either side,
+nothing is done at all.
 
 **A copy that was interrupted** leaves a target that is not empty, and the next one is refused until it is. It does not go on where the
 first one stopped: the source may have changed since.
@@ -35,7 +36,7 @@ from proteus_shards.core.placement import slot_of
 from proteus_shards.errors import RowError, SettingError, StoreError, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.store.contract import Damaged, Store
 from proteus_shards.store.open_files import allow_open_files
-from proteus_shards.store.registry import make_store, prepare_store, prepared_shards
+from proteus_shards.store.registry import check_alone, make_store, prepare_store, prepared_shards
 from proteus_shards.store.urls import read_url
 
 BATCH_ROWS_MAX = 1000
@@ -91,6 +92,8 @@ async def copy(source: str, target: str, *, skip_damaged: bool, tell: Callable[[
     shards = await prepared_shards(source)
     if shards is None:
         raise StoreError("FROM holds no jobs: no server has ever prepared it")
+    for url in (source, target):
+        await check_alone(url)
     await _check_empty(target)
     allow_open_files(FILES_PER_STORE * (shards + 1) + 64)
     survey = await _survey(source, make_store(target, 0, shards), shards, skip_damaged=skip_damaged, tell=tell)

@@ -46,7 +46,7 @@ from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.errors import RowError, SettingError, StoreError
 from proteus_shards.store.contract import Damaged, Store
 from proteus_shards.store.open_files import allow_open_files
-from proteus_shards.store.registry import make_store, prepare_store, prepared_shards
+from proteus_shards.store.registry import check_alone, make_store, prepare_store, prepared_shards
 
 BATCH_ROWS_MAX = 1000
 BATCH_BYTES_MAX = 4 * 1024 * 1024
@@ -105,6 +105,7 @@ async def _import(source: str, target: str, shards: int, *, dry: bool, again: bo
             return found
         if found.unfit and not skip_unfit:
             raise StoreError(f"{found.unfit:,} jobs cannot be taken over; nothing was written. To leave them behind, add --skip-unfit")
+        await check_alone(target)
         await _check_target(target, shards, again=again)
         await prepare_store(target, shards)
         tell(found.summary)

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from proteus_shards.cluster.model import Claim
-from proteus_shards.errors import SettingError
+from proteus_shards.errors import SettingError, StoreError, StoreFailed
 from proteus_shards.store.contract import Store
 from proteus_shards.store.dynamodb_url import DynamodbUrl
 from proteus_shards.store.findings import Finding
@@ -127,6 +127,26 @@ async def prepared_shards(url: str) -> int | None:
     """Return for how many shards a store was last prepared; None: never, or it keeps nothing. Raises `SettingError` and `StoreError`."""
     meant = read_url(url)
     return await _kind(meant).prepared_shards(meant)
+
+
+async def check_alone(url: str) -> None:
+    """Raise `StoreError` where hosts of a cluster are registered at a store: whoever opens its rows without a claim would fence them."""
+    meant = read_url(url)
+    if not isinstance(meant, _SHARED) or await _kind(meant).prepared_shards(meant) is None:
+        return
+    register = _shared_kind(meant).register(meant)
+    try:
+        await register.open()
+        hosts = [host.address for host in (await register.look()).hosts]
+    except StoreFailed:  # of an older version, which knows no hosts; or of what opening the rows tells as well
+        return
+    finally:
+        await register.close()
+    if hosts:
+        raise StoreError(
+            f"the store is shared by the hosts {', '.join(hosts)} of a cluster; nothing was done. Stop them all in order; one that is gone for good is "
+            "removed by `proteus-shards cluster forget`"
+        )
 
 
 def examine_store(url: str) -> AsyncIterator[Finding]:

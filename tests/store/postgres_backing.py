@@ -55,7 +55,8 @@ class PostgresBacking:
     """A schema, ready for one shard."""
 
     def __init__(self, place: PostgresPlace, **options: str) -> None:
-        self.url = postgres_url(place.url(f"test {uuid4()}", **options))
+        self.text = place.url(f"test {uuid4()}", **options)
+        self.url = postgres_url(self.text)
         with ThreadPoolExecutor(1) as thread:  # some tests make backings inside an event loop
             thread.submit(asyncio.run, prepare(self.url, 1)).result()
 

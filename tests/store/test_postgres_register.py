@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from proteus_shards.errors import SettingError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.errors import SettingError, StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.store import copy as copying
 from proteus_shards.store.postgres import PostgresStore
 from proteus_shards.store.postgres_errors import Doing
 from proteus_shards.store.postgres_kind import examine
 from proteus_shards.store.postgres_prepare import prepare, prepared_shards
 from proteus_shards.store.postgres_register import PostgresRegister
 from proteus_shards.store.postgres_session import session
+from proteus_shards.store.registry import prepare_store
 from tests.servers.postgres import PostgresPlace
 from tests.store.exercise_register import (
     SHARDS,
@@ -192,6 +195,26 @@ async def test_a_cluster_starts_on_what_a_server_alone_has_left(backing: Cluster
                 found += await load_all(store)
 
     assert found == [row]
+
+
+@in_asyncio
+async def test_nothing_is_copied_from_or_to_a_cluster(backing: ClusterBacking, tmp_path: Path) -> None:
+    """Its hosts are named, and its owners go on; once they have left, it is copied."""
+    folder = f"sqlite:///{tmp_path}/jobs"
+    async with opened_register(backing) as register:
+        await register.join(A)
+        claim = await hand_to(register, 0, A.address)
+        async with opened(backing.claimed(0, claim)) as store:
+            for source, target in ((backing.text, folder), (folder, backing.text)):
+                if source == folder:
+                    await prepare_store(folder, SHARDS)
+                with pytest.raises(StoreError, match=f"shared by the hosts {A.address} of a cluster; nothing was done"):
+                    await copying.copy(source, target, skip_damaged=False, tell=lambda _: None)
+            await store.commit(inserting(make_row(1, queue=queue_of_shard(0))))
+        await register.leave(A.address)
+    done = await copying.copy(backing.text, f"{folder}-2", skip_damaged=False, tell=lambda _: None)
+
+    assert (done.jobs, done.shards) == (1, SHARDS)
 
 
 # --- the doctor --------------------------------------------------------------------------------------------------
