@@ -16,7 +16,8 @@ it is dead. `wait_replicas` counts for a `hand` as for a commit.
 
 **A full memory** refuses neither a beat nor a hand: each script begins with a command that is let pass, and what follows in it passes with that.
 
-Measured on 2 cores, Redis 6.2 with appendfsync always: a beat 0.25 ms; a look 0.4 ms with 4 shards, 1.1 with 64 and 11 with 1,024.
+Measured on 2 cores, Redis 7.0 with appendfsync always, a beat and a look together, in processor time of this process and of the server: 0.4 and 0.2 ms with 16
+shards, 0.8 and 0.3 with 64, 7.4 and 1.0 with 1,024 (8.5 and 1.8 on three nodes).
 """
 
 from __future__ import annotations

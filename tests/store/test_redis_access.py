@@ -16,9 +16,11 @@ from proteus_shards.store.findings import Finding
 from proteus_shards.store.redis import RedisStore
 from proteus_shards.store.redis_doctor import examine, permission_line
 from proteus_shards.store.redis_prepare import prepare
+from proteus_shards.store.redis_register import RedisRegister
 from proteus_shards.store.redis_url import RedisUrl, Tls
 from tests.conftest import server_environ
 from tests.servers.redis import RedisServer, binaries, running
+from tests.store.exercise_register import A
 from tests.store.redis_backing import RedisBacking, owning, redis_url
 from tests.store.rows import in_asyncio, inserting, load_all, make_row
 
@@ -107,7 +109,7 @@ def allowed(server: RedisServer, url: RedisUrl, *, less: str = "") -> RedisUrl:
 
 @in_asyncio
 async def test_the_permissions_that_the_doctor_names_are_enough(tmp_path: Path) -> None:
-    """To prepare, to work, to move, and to be examined."""
+    """To prepare, to work, to move, to be examined, and to be a host of a cluster."""
     with running(NEWEST, tmp_path / "redis") as server:
         url = allowed(server, redis_url(server.url("mine")))
         await prepare(url, 1)
@@ -115,6 +117,13 @@ async def test_the_permissions_that_the_doctor_names_are_enough(tmp_path: Path) 
             await store.commit(inserting(make_row(1)))
         await prepare(url, 3)
         findings = [finding async for finding in examine(url)]
+        register = RedisRegister(url)
+        await register.join(A)
+        assert await register.beat(A)
+        assert await register.hand(2, 0, A.address)
+        assert (await register.look()).hosts == (A,)
+        assert await register.leave(A.address)
+        await register.close()
 
     assert [finding for finding in findings if finding.level in {"fault", "warning"}] == []
 
