@@ -51,8 +51,8 @@ class Node:
         self._steward = Steward(
             settings.node_address, boot.boot, __version__, settings.lease_seconds, settings.handover_seconds_max, boot.running
         )
-        self._host = HostState(boot, self._steward, self._peering, self._tell)
-        self._rounds = Rounds(self._steward, self._register, self._changed, self._host.handed)
+        self._host = HostState(boot, self._steward, self._peering, self._tell, report)
+        self._rounds = Rounds(self._steward, self._register, settings.shards, self._changed, self._host.handed)
         self._host.poke = self._rounds.poke
         self._fronts = Fronts(node_socket_path(boot.run_dir), self._rounds.wish, self._host.stale)
         listener = socket.socket(fileno=boot.listen_fd)

@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proteus_shards.boot import report
 from proteus_shards.cluster.steward import Hand, Run, Steward
 from proteus_shards.config import luggage_path
 from proteus_shards.core.commands import Sample
 from proteus_shards.ipc.hosts import Elsewhere, HostSeen, Nudge, Owner, Owners
-from proteus_shards.ipc.orders import Away, Ended, Serving, Shards, Start
+from proteus_shards.ipc.orders import Away, Ended, NodeOrder, Serving, Shards, Start
 from proteus_shards.node.luggage import fetch, nudge
 from proteus_shards.peering import Peering
 
@@ -35,9 +34,11 @@ STALE_SECONDS_MIN = 0.1  # between two looks for which fronts have asked
 
 
 class HostState:
-    """One host as its node process sees it. Implements `gate.Knowledge`. `tell` is called with news for the fronts, `poke` when the steward has something new to think about."""
+    """One host as its node process sees it. Implements `gate.Knowledge`. `tell` is called with news for the fronts, `say` with orders for the supervisor, `poke` when the steward has something new to think about."""
 
-    def __init__(self, boot: NodeBoot, steward: Steward, peering: Peering, tell: Callable[[Owners], None]) -> None:
+    def __init__(
+        self, boot: NodeBoot, steward: Steward, peering: Peering, tell: Callable[[Owners], None], say: Callable[[NodeOrder], None]
+    ) -> None:
         self.poke: Callable[[], None] = lambda: None
         self._boot = boot
         self._settings = boot.settings
@@ -45,6 +46,7 @@ class HostState:
         self._steward = steward
         self._peering = peering
         self._tell = tell
+        self._order = say
         self._starts = {claim: Start(claim) for claim in boot.running}
         self._serving = set(boot.serving)
         self._fetching: dict[Claim, asyncio.Task[None]] = {}
@@ -106,14 +108,14 @@ class HostState:
         said = tuple(self._starts.values()), self._steward.lease_until, self._heard
         if said != self._said:
             self._said = said
-            report(Shards(said[0], max(0.0, said[1] - now), self._heard))
+            self._order(Shards(said[0], max(0.0, said[1] - now), self._heard))
 
     def depart(self) -> None:
         """Say that nothing is to run any more."""
         for task in self._fetching.values():
             task.cancel()
         self._starts.clear()
-        report(Shards((), 0.0, self._heard))
+        self._order(Shards((), 0.0, self._heard))
 
     # --- what the supervisor says ------------------------------------------------------------------------------
 

@@ -21,10 +21,13 @@ AWAY = "the store did not answer; whether the wish is written down is not known"
 
 
 class Rounds:
-    """The steward's way to the register. `on_change` is called after every answer, `on_handed` after a shard went to another host."""
+    """The steward's way to the register of a cluster of so many shards. `on_change` is called after every answer, `on_handed` after a shard went to another host."""
 
-    def __init__(self, steward: Steward, register: Register, on_change: Callable[[], None], on_handed: Callable[[Hand], None]) -> None:
+    def __init__(
+        self, steward: Steward, register: Register, shards: int, on_change: Callable[[], None], on_handed: Callable[[Hand], None]
+    ) -> None:
         self._steward = steward
+        self._shards = shards
         self._register = register
         self._on_change = on_change
         self._on_handed = on_handed
@@ -92,7 +95,10 @@ class Rounds:
         register = self._register
         match call:
             case Look():
-                return await register.look()
+                view = await register.look()
+                if len(view.holdings) != self._shards:  # it was lost, or is being prepared
+                    raise StoreError(f"the store has holdings of {len(view.holdings)} shards, not {self._shards}")
+                return view
             case Join(host):
                 await register.join(host)
                 return True

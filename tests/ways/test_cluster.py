@@ -1,0 +1,134 @@
+"""Hosts that share one store, as users start them: real servers on loopback, with Postgres."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from proteus_shards.core.placement import shard_of, slot_of
+from tests.conftest import Server, StartServer, eventually
+from tests.servers.places import Places, places
+from tests.servers.redis import free_port
+
+__all__ = ["places"]
+
+SHARDS = 4
+LEASE_SECONDS = 3.0
+QUEUES = [next(queue for queue in map(str, count()) if shard_of(slot_of(queue), SHARDS) == shard) for shard in range(SHARDS)]
+
+Host = Callable[..., Server]
+
+
+@pytest.fixture
+def host(start_server: StartServer, places: Places) -> Host:
+    """Return a function that starts a host of one cluster, under an address of its own or a given one."""
+    url = places.of("postgres")(f"cluster-{uuid4().hex[:12]}")
+
+    def start(address: str = "", *options: str) -> Server:
+        address = address or f"127.0.0.1:{free_port()}"
+        return start_server(
+            *("--cluster", "--node-address", address, "--store", url, "--shards", str(SHARDS), "--lease-seconds", str(LEASE_SECONDS)),
+            *options,
+        )
+
+    return start
+
+
+def cluster_of(server: Server) -> Any:
+    """Return what a server says of its cluster."""
+    return server.request("GET", "/v1/cluster").json()
+
+
+def served_here(server: Server) -> set[int]:
+    """Return the shards that a server's own processes serve."""
+    return {owner["shard"] for owner in cluster_of(server)["owners"] if owner["here"]}
+
+
+def is_shared(*servers: Server) -> bool:
+    """Say whether each shard is served by one of these, in even shares, and all see that."""
+    shares = [served_here(server) for server in servers]
+    even = max(map(len, shares)) - min(map(len, shares)) <= 1
+    known = all(all(owner["host"] for owner in cluster_of(server)["owners"]) for server in servers)
+    return even and known and sorted(shard for share in shares for shard in share) == list(range(SHARDS))
+
+
+def enqueue(server: Server, name: str, queue: str, *, persist: bool = True) -> int:
+    """Enqueue a job, and return the status."""
+    return server.request("POST", "/enqueue", {"id": name, "queue": queue, "timeout": 600, "persist_data": persist}).status
+
+
+def fill(server: Server, name: str, *, persist: bool = True) -> None:
+    """Give every shard a job; what is refused for a moment is tried again."""
+    for queue in QUEUES:
+        eventually(lambda queue=queue: enqueue(server, name, queue, persist=persist) in {202, 409})  # type: ignore[misc]
+
+
+def taken(server: Server, queue: str) -> str | None:
+    """Take the next job of a queue, and return its name."""
+    answer = server.request("GET", f"/next?queue={queue}")
+    return answer.json()["id"] if answer.status == 200 else None
+
+
+def check_all(server: Server, name: str) -> None:
+    """See that every shard has this job next."""
+    for queue in QUEUES:
+        found: list[str] = []
+        eventually(lambda queue=queue, found=found: found.append(taken(server, queue) or "") or found[-1])  # type: ignore[misc]
+        assert found[-1] == name
+
+
+def test_hosts_share_the_shards_and_hand_them_over(host: Host) -> None:
+    """A second host takes its share, both serve all queues, and one that leaves gives back what it has, memory-only jobs too."""
+    a = host()
+    assert served_here(a) == set(range(SHARDS))
+    fill(a, "kept")
+    fill(a, "in memory", persist=False)
+    b = host()
+    eventually(lambda: is_shared(a, b))
+    for server in (a, b):
+        assert server.request("GET", "/ready").status == 200
+    check_all(b, "kept")
+    assert b.stop() == 0
+    assert served_here(a) == set(range(SHARDS))
+    check_all(a, "in memory")
+
+    assert [found["host_state"] for found in cluster_of(a)["hosts"]] == ["alive"]
+    assert a.stop() == 0
+
+
+def test_a_host_that_is_killed_is_missed_soon(host: Host) -> None:
+    """The other serves its shards, and it takes its share again when it comes back under its address. What its node process does when it is killed harms no shard."""
+    address = f"127.0.0.1:{free_port()}"
+    a, b = host(), host(address)
+    eventually(lambda: is_shared(a, b))
+    fill(a, "kept")
+    pids = shards_of(a)
+    os.kill(next(pid for pid, command in a.children().items() if command.endswith("proteus_shards.node")), signal.SIGKILL)
+    for pid in [b.process.pid, *b.children()]:
+        os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    b.kill()
+    eventually(lambda: served_here(a) == set(range(SHARDS)), 60)
+    waited_seconds = time.monotonic() - killed_at
+    assert pids <= shards_of(a)  # its own shards went on
+    check_all(a, "kept")
+    assert waited_seconds > LEASE_SECONDS / 2  # not before it could be known
+    c = host(address)
+    eventually(lambda: is_shared(a, c))
+    fill(c, "again")
+    check_all(a, "again")
+
+    assert c.stop() == 0
+    assert a.stop() == 0
+
+
+def shards_of(server: Server) -> set[int]:
+    """Return the processes of shards of a server."""
+    return {pid for pid, command in server.children().items() if command.endswith("proteus_shards.shard")}
