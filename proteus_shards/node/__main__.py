@@ -56,7 +56,7 @@ class Node:
         self._host.poke = self._rounds.poke
         self._fronts = Fronts(node_socket_path(boot.run_dir), self._rounds.wish, self._host.stale)
         listener = socket.socket(fileno=boot.listen_fd)
-        self._gate = Gate(listener, self._peering, self._host, boot.run_dir, settings.node_connections_max)
+        self._gate = Gate(listener, self._peering, self._host, boot.run_dir, settings.node_connections_max, settings.handover_seconds_max)
         self._tally = Tally(boot.run_dir, "node")
         self._ending = asyncio.Event()
         self._ready = False

@@ -53,12 +53,21 @@ class Knowledge(Protocol):
 class Gate:
     """The connections of other hosts."""
 
-    def __init__(self, listener: socket.socket, peering: Peering, knowledge: Knowledge, run_dir: str, connections_max: int) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        peering: Peering,
+        knowledge: Knowledge,
+        run_dir: str,
+        connections_max: int,
+        handover_seconds_max: float,
+    ) -> None:
         self._listener = listener
         self._peering = peering
         self._knowledge = knowledge
         self._run_dir = run_dir
         self._connections_max = connections_max
+        self._handover_seconds_max = handover_seconds_max
         self._guests: set[asyncio.Task[None]] = set()
         self._told_full = False
 
@@ -136,9 +145,9 @@ class Gate:
             case Hello(shard=shard):
                 await self._join(shard, body, reader, writer)
             case Fetch() as wanted:
-                await give(writer, self._run_dir, wanted)
-                writer.write_eof() if writer.can_write_eof() else None
-                await reader.read(1)  # its end: the other side has all of it
+                async with asyncio.timeout(self._handover_seconds_max):
+                    await give(writer, self._run_dir, wanted)
+                    await reader.read(1)  # its end: the other side has all of it
             case Nudge() as message:
                 self._knowledge.nudge(message)
 
