@@ -142,7 +142,7 @@ class Viewers:
                 shard_vitals(link.shard, link.shard_statistics, before, now, connected=link.connected) for link in self._router.links_here()
             ],
             cluster=self._router.cluster.shown() if self._router.cluster is not None else None,
-            processes=[process_vitals(name, before, now) for name in ("supervisor", *self._fronts())],
+            processes=[process_vitals(name, before, now) for name in self._processes()],
             deepest=self._page.deepest(DEEPEST_MAX),
             queues=int(now.total("proteus_queues")),
             viewers=self._looking,
@@ -162,8 +162,9 @@ class Viewers:
             self._points.append(point)
         return point
 
-    def _fronts(self) -> list[str]:
-        return [f"front-{front}" for front in range(self._settings.fronts)]
+    def _processes(self) -> list[str]:
+        node = ["node"] if self._settings.cluster else []
+        return ["supervisor", *node, *(f"front-{front}" for front in range(self._settings.fronts))]
 
 
 def _event(name: str, data: Any) -> bytes:

@@ -138,6 +138,7 @@ def test_hosts_and_shards_are_shown_and_followed(browser: Browser, site: Site) -
         expect(page.locator("#banner")).to_be_hidden()
         page.get_by_role("link", name="Overview", exact=True).click()
         expect(page.locator("table.plain tbody tr")).to_have_count(2)
+        expect(page.locator(".whose")).to_have_text("of the host " + HERE)
 
 
 def test_shards_are_moved_and_hosts_drained_and_forgotten(browser: Browser, site: Site) -> None:

@@ -141,6 +141,7 @@ export function overview() {
     }
     const frame = live.frame;
     if (frame === null) return;
+    setText(whose, frame.cluster ? "of the host " + frame.cluster.here : "");
     for (const shard of frame.shards) {
       if (!rows.has(shard.shard)) {
         rows.set(shard.shard, shardRow());
@@ -169,11 +170,12 @@ export function overview() {
     empty.hidden = shown.length > 0;
   }
 
+  const whose = h("span", { class: "muted whose" });
   const empty = h("p", { class: "empty", hidden: true }, "No jobs are here. Enqueue one: ", h("code", null, `curl ${location.origin}/enqueue -d '{"id": "1", "queue": "mail", "timeout": 30}'`));
   const element = h(
     "div",
     { class: "page overview" },
-    h("div", { class: "head" }, h("h1", null, "Overview"), spans),
+    h("div", { class: "head" }, h("h1", null, "Overview"), whose, spans),
     h("section", { class: "tiles", "aria-label": "Numbers" }, tiles.map((tile) => tile.element)),
     h("section", { class: "charts", "aria-label": "Plots" }, charts.map((chart) => chart.element)),
     h(
