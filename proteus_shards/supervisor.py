@@ -301,6 +301,7 @@ class Supervisor:
 
     async def _depart(self, tenants: Tenants, deadline: float) -> None:
         """Have the node give all shards away, and leave the cluster."""
+        tenants.unclean = False  # what a lost lease or a fence has ended before is no fault of this drain
         node = self._node
         if node is not None and node in self._kept:
             self._depart_at = deadline - DEPART_SECONDS_LEFT
