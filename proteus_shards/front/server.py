@@ -230,10 +230,12 @@ class Server:
         """Abort connections whose client lets no answer pass: Hypercorn would wait for ever where that is HTTP/2's own window."""
         while True:
             await trio.sleep(min(1.0, self._settings.request_seconds_max / STALL_LOOKS))
-            for connection in [connection for connection in self._connections if connection.stalled]:
-                log.debug("a client does not read its answers")
-                count_limit("request_seconds_max")
-                connection.abort()
+            for connection, scope in list(self._connections.items()):
+                if connection.stalled:
+                    log.debug("a client does not read its answers")
+                    count_limit("request_seconds_max")
+                    connection.abort()
+                    scope.cancel()  # who waits for a window hears nothing of the socket
 
     async def _wait_closed(self) -> None:
         """Wait until no connection is left. Those that owe nothing are not waited for: some kinds never end by themselves."""
