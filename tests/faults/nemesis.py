@@ -18,6 +18,9 @@ from tests.faults.places import NotHere, Place
 from tests.faults.world import World
 
 DELAY_SECONDS = 0.15
+SYNC_DELAY_US = 200_000
+RESTARTS = 5
+RESTARTED_SECONDS = 0.5  # how long the store lives each time
 CLOCK_JUMPS_SECONDS = (-315_000_000, -3600, 7200, 315_000_000)
 
 W = TypeVar("W")
@@ -40,7 +43,7 @@ class Fault(NamedTuple, Generic[W]):
 
     name: str
     act: Callable[[W], AbstractAsyncContextManager[str]]
-    needs: str  # "", "server", "proxy", "full" or "clock"
+    needs: str  # "", "server", "proxy", "full", "disk" or "clock"
     lasts: bool
     of_store: bool  # whether only what is kept in the store may suffer
 
@@ -71,6 +74,20 @@ def _pause(kind: str) -> Act:
                 os.kill(pid, signal.SIGCONT)
 
     return act
+
+
+@asynccontextmanager
+async def _pause_all(world: World) -> AsyncIterator[str]:
+    """Stop every process of the server, as a suspended machine does."""
+    pids = [world.server.process.pid, *world.server.children()]
+    for pid in pids:
+        world.pause(pid)
+    try:
+        yield f"{len(pids)} processes"
+    finally:
+        for pid in reversed(pids):  # whoever watches over others goes on last
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _some(world: World, kind: str) -> int:
@@ -114,6 +131,17 @@ async def kill_store(world: Placed) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
+async def _restart_store(world: Placed) -> AsyncIterator[str]:
+    """Kill the store and start it, again and again: whoever comes back at once must not be hurt by that, nor hurt it."""
+    assert world.place.server is not None
+    for _ in range(RESTARTS):
+        await asyncio.to_thread(world.place.server.kill)
+        await asyncio.to_thread(world.place.server.start)
+        await asyncio.sleep(RESTARTED_SECONDS)
+    yield f"store, {RESTARTS} times"
+
+
+@asynccontextmanager
 async def stop_store(world: Placed) -> AsyncIterator[str]:
     """End the store in order, and start it again."""
     assert world.place.server is not None
@@ -144,6 +172,42 @@ async def _fill_store(world: World) -> AsyncIterator[str]:
         yield "store"
     finally:
         await asyncio.to_thread(free)
+
+
+def _disk(injection: str) -> Act:
+    """Let the syncs of one shard go wrong. What it does then is its own doing, and it may be to end."""
+
+    @asynccontextmanager
+    async def act(world: World) -> AsyncIterator[str]:
+        pid = _some(world, "shard")
+        command = [
+            "strace",
+            "-f",
+            "-p",
+            str(pid),
+            "-e",
+            "trace=fsync,fdatasync",
+            "-e",
+            f"inject=fsync,fdatasync:{injection}",
+            "-o",
+            "/dev/null",
+        ]
+        tracer = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        assert tracer.stderr is not None
+        told = await tracer.stderr.readline()
+        if b"attached" not in told:
+            raise NotHere(f"no process can be traced here: {told.decode().strip()}")
+        world.expect_end(pid)
+        reading = asyncio.create_task(tracer.stderr.read())  # or it would wait for somebody to read on
+        try:
+            yield f"syncs of shard {pid}"
+        finally:
+            with suppress(ProcessLookupError):
+                tracer.terminate()
+            await reading
+            await tracer.wait()
+
+    return act
 
 
 def _link(name: str) -> Act:
@@ -185,10 +249,14 @@ _ALL: tuple[Fault[World], ...] = (
     Fault("front paused", _pause("front"), "", lasts=True, of_store=False),
     Fault("supervisor killed", _kill_supervisor, "", lasts=False, of_store=False),
     Fault("supervisor paused", _pause("supervisor"), "", lasts=True, of_store=False),
+    Fault("all paused", _pause_all, "", lasts=True, of_store=False),
     Fault("restart", _restart, "", lasts=False, of_store=False),
     Fault("reshard", _reshard, "", lasts=False, of_store=False),
     Fault("clock set", _shift_clock, "clock", lasts=True, of_store=False),
     Fault("store killed", kill_store, "server", lasts=True, of_store=True),
+    Fault("store restarted", _restart_store, "server", lasts=False, of_store=False),
+    Fault("disk slow", _disk(f"delay_enter={SYNC_DELAY_US}"), "disk", lasts=True, of_store=False),
+    Fault("disk errors", _disk("error=EIO"), "disk", lasts=True, of_store=False),
     Fault("store stopped", stop_store, "server", lasts=True, of_store=True),
     Fault("store paused", pause_store, "server", lasts=True, of_store=True),
     Fault("store full", _fill_store, "full", lasts=True, of_store=True),
@@ -208,6 +276,7 @@ def possible(place: Place, *, clock: bool = False) -> list[Fault[World]]:
         "server": place.server is not None,
         "proxy": place.proxy is not None,
         "full": place.full is not None,
+        "disk": place.disk,
         "clock": clock,
     }
     return [fault for fault in FAULTS.values() if there[fault.needs] and (place.keeps or fault.name != "reshard")]

@@ -42,6 +42,7 @@ class Place:
     server: StoreServer | None = None
     proxy: Proxy | None = None
     full: tuple[Callable[[], None], Callable[[], None]] | None = None  # make it refuse writes, and take them again
+    disk: bool = False  # whether its syncs are those of a shard, and can be made to fail
     size: Callable[[], int] | None = None  # how many bytes the store occupies, all that it could give back given back
     notes: list[str] = field(default_factory=list)  # what cannot be tried here, and why
 
@@ -67,7 +68,7 @@ def open_place(kind: str, folder: Path) -> Iterator[Place]:
 def _sqlite(folder: Path, stack: ExitStack) -> Place:
     data = folder / "sqlite"
     data.mkdir()
-    place = Place("sqlite", f"sqlite:///{data}", f"sqlite:///{data}", size=lambda: size_of(data))
+    place = Place("sqlite", f"sqlite:///{data}", f"sqlite:///{data}", size=lambda: size_of(data), disk=shutil.which("strace") is not None)
     try:
         stack.enter_context(tmpfs(data, SQLITE_TMPFS_BYTES))
     except NotHere as reason:

@@ -20,7 +20,7 @@ from tests.conftest import server_environ
 from tests.faults.checker import RULES, Verdict
 from tests.faults.evidence import Terms
 from tests.faults.history import Window
-from tests.faults.nemesis import FAULTS
+from tests.faults.nemesis import FAULTS, possible
 from tests.faults.places import NotHere, Place, open_place
 from tests.faults.report import report
 from tests.faults.run import Account, Plan, Result, run
@@ -30,7 +30,7 @@ PATIENCE = float(os.environ.get("PROTEUS_TEST_PATIENCE", "6"))
 OUTAGE_SECONDS = float(os.environ.get("PROTEUS_TEST_OUTAGE_SECONDS", "2"))
 TERMS = Terms(heal_seconds_max=5.0 * PATIENCE, late_seconds_max=5.0 * PATIENCE)
 
-PROCESSES = ("shard killed", "shard paused", "front killed", "front paused", "clock set", "reshard", "supervisor killed")
+PROCESSES = ("shard killed", "shard paused", "front killed", "front paused", "all paused", "clock set", "reshard", "supervisor killed")
 OUTAGES = (
     "store killed",
     "store stopped",
@@ -44,9 +44,9 @@ OUTAGES = (
 )
 FAULTS_OF = {  # those that take longest share their time with those that do not
     "dynamodb": (*OUTAGES, "shard killed"),
-    "sqlite": ("store full", *PROCESSES),
+    "sqlite": ("store full", "disk slow", "disk errors", *PROCESSES),
     "postgres": (*OUTAGES, "shard killed"),
-    "redis": (*OUTAGES, "reshard"),
+    "redis": (*OUTAGES, "store restarted", "reshard"),
 }
 NOT_FELT = {"link slow"}  # an outage during which the store may take everything
 
@@ -91,7 +91,7 @@ def result(results: dict[str, Result | NotHere], request: pytest.FixtureRequest)
 
 
 def _plan(kind: str, place: Place) -> Plan:
-    faults = tuple(name for name in FAULTS_OF[kind] if FAULTS[name].needs != "full" or place.full is not None)
+    faults = tuple(name for name in FAULTS_OF[kind] if FAULTS[name] in possible(place, clock=True))
     return Plan(SEED, faults, fault_seconds=OUTAGE_SECONDS, terms=TERMS, clock="clock set" in faults)
 
 

@@ -191,6 +191,10 @@ class World:
         self._killed.add(pid)
         os.kill(pid, signal.SIGKILL)
 
+    def expect_end(self, pid: int) -> None:
+        """Take note that a process may end of what is done to it."""
+        self._killed.add(pid)
+
     def pause(self, pid: int) -> None:
         """Stop a process. Whoever takes it for hung may end it: that is our doing."""
         self._killed.add(pid)
