@@ -58,6 +58,7 @@ from proteus_shards.core.commands_jobs import RETRIES_OF_QUEUE, TIMEOUT_OF_QUEUE
 from proteus_shards.core.extras import DURATION_US_MAX, Attempt, Backoff, Extras
 from proteus_shards.core.model import MAX_RETRIES_MAX, TIME_US_MAX, TIMEOUT_SECONDS_MAX
 from proteus_shards.errors import ProtocolError, VersionError
+from proteus_shards.ipc.hosts import Elsewhere
 from proteus_shards.ipc.messages import (
     PROTOCOL,
     Goodbye,
@@ -360,8 +361,12 @@ def test_a_field_that_a_later_version_added_is_skipped() -> None:
 
 
 def test_greetings_come_out_as_they_went_in() -> None:
-    """The shard's with its epoch, the front's without, and a farewell."""
-    for greeting in (hello(0, 1), hello(1023, 1024, 2**63 - 1), Goodbye("no"), Goodbye(LONG)):
+    """The shard's with its epoch, the front's without, those of a session, a farewell, and what a gate says that has not got the shard."""
+    sessions = [
+        msgspec.structs.replace(hello(0, 1), session=bytes(16), received=2**40),
+        msgspec.structs.replace(hello(0, 1, 7), resumed=True),
+    ]
+    for greeting in (hello(0, 1), hello(1023, 1024, 2**63 - 1), *sessions, Goodbye("no"), Goodbye(LONG), Elsewhere(3, "host:1", 9)):
         assert decode_greeting(encode(greeting)) == greeting
 
 
