@@ -297,6 +297,7 @@ class Link(Wire):
                 weight = weigh(command)
                 self._queue.appendleft((number, self._shortened(number, command), weight))
                 self._queued_bytes += weight
+        self._under_way.forget_probe()
         self._enter(Inspect(), self._learn, REQUEST_BYTES)
 
     def _shortened(self, number: int, command: Command) -> Command:

@@ -108,6 +108,10 @@ class UnderWay:
         self.window = math.inf
         return entries
 
+    def forget_probe(self) -> None:
+        """Learn nothing from the time of the probe: it was held."""
+        self._probe = 0
+
     def _begin_probe(self, number: int) -> None:
         self._probe, self._probed_at, self._probed_with = number, trio.current_time(), self.requests
 

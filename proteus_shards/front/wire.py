@@ -46,6 +46,7 @@ HELLO_SECONDS_MAX = 5.0
 CLOSE_SECONDS_MAX = 0.5
 LEAVE_SECONDS = 1.0
 SWEEP_SECONDS = 0.25
+MOVES = "the shard moves"  # why a link is down that was left in order
 
 log = logging.getLogger("proteus_shards.front")
 
@@ -191,7 +192,7 @@ class Wire:
             if pause is None:
                 longest = BACKOFF_SECONDS_HELD if self._hold_until or self._resume_until else BACKOFF_SECONDS_MAX
                 pause, backoff = min(backoff, longest), min(backoff * 2, BACKOFF_SECONDS_MAX)
-                self._complain(logging.WARNING, reason)
+                self._complain(logging.INFO if reason is MOVES else logging.WARNING, reason)
             else:
                 self._complain(logging.ERROR, reason)
             with trio.move_on_after(pause * random.uniform(0.5, 1.0)):  # noqa: S311 jitter keeps no secret
@@ -220,7 +221,7 @@ class Wire:
             finally:
                 with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                     await stream.aclose()
-        return "the shard moves"
+        return MOVES
 
     def _greeting(self, target: str) -> Hello:
         if is_local(target):

@@ -13,17 +13,19 @@ import msgspec
 import pytest
 import trio
 import trustme
+from trio.testing import MockClock
 
 from proteus_shards.config import Settings
 from proteus_shards.core.commands import Complete, Delivered, Done, Enqueue, Next, Outcome, Reason, Refused
 from proteus_shards.front.link import Link
 from proteus_shards.ipc.hosts import Elsewhere
-from tests.front.cable import reason_of
-from tests.front.fake_shard import PATIENCE_SECONDS
+from tests.front.cable import ENQUEUE, POLL, Cable, never, reason_of
+from tests.front.fake_shard import PATIENCE_SECONDS, obliging
 from tests.front.hosted import Gate, HostedShard, now_and_then, until
 from tests.shard.scripted import ScriptedStore
 
 SETTINGS = Settings(shards=1, cluster=True, node_address="127.0.0.1:1")
+HELD = msgspec.structs.replace(SETTINGS, link_requests_max=5)
 
 
 def job(name: str, *, persist: bool = False, size: int = 10) -> Enqueue:
@@ -403,3 +405,82 @@ async def test_a_gate_that_has_not_got_the_shard_says_who_has(tmp_path: Path) ->
         assert await stand.link.call(job("a")) == Done()
         assert told == [Elsewhere(0, stand.gate.target, 7)]
         await stand.shard.end(orderly=False)
+
+
+# --- what is held ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def cable(tmp_path: Path, nursery: trio.Nursery) -> Cable:
+    """A link of a cluster that is up, to a shard of this host."""
+    return await Cable(tmp_path, nursery, HELD).up()
+
+
+async def test_what_a_shard_refuses_because_it_moves_is_sent_again_under_its_number(cable: Cable) -> None:
+    """In order, before what is queued behind it."""
+    cable.shard.answer = lambda _command: Refused(Reason.MOVED, "")
+    first = [cable.submit(name, Complete("q", name)) for name in ("a", "b")]
+    await cable.shard.wait_for(lambda: not cable.link.connected)
+    cable.shard.answer = obliging
+    cable.submit("c", Complete("q", "c"))
+
+    assert [await cable.wait_outcome(name) for name in ("a", "b", "c")] == [Done()] * 3
+
+    sent = [(number, command.id) for number, command in cable.shard.received if isinstance(command, Complete)]
+    assert sent[-3:-1] == list(zip(first, ("a", "b"), strict=True))
+    assert sent[-1][1] == "c"
+
+
+async def test_a_group_that_a_shard_refuses_because_it_moves_is_answered_as_one(cable: Cable) -> None:
+    """Its commands are sent again one by one, and it is still one answer."""
+    cable.shard.answer = lambda _command: Refused(Reason.MOVED, "")
+    found: list[list[Outcome]] = []
+    assert cable.link.submit_all([Complete("q", "a"), Complete("q", "b")], found.append) is None
+    await cable.shard.wait_for(lambda: not cable.link.connected)
+    cable.shard.answer = obliging
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        await until(lambda: found)
+
+    assert found == [[Done(), Done()]]
+
+
+async def test_what_waits_for_a_shard_is_bounded_as_ever(cable: Cable) -> None:
+    """By link_requests_max, and with the same words."""
+    cable.link.redirect("", 1)
+    await cable.shard.wait_for(lambda: not cable.link.connected)
+    for number in range(HELD.link_requests_max):
+        cable.submit(str(number), ENQUEUE)
+
+    refused = cable.link.submit(ENQUEUE, never)
+
+    assert refused == Refused(Reason.BUSY, "too many requests are under way at shard 0 (link_requests_max)")
+    cable.link.redirect(cable.shard.path, 2)
+    assert [await cable.wait_outcome(str(number)) for number in range(HELD.link_requests_max)] == [Done()] * HELD.link_requests_max
+
+
+async def test_what_nobody_waits_for_any_more_is_not_sent_to_the_new_owner(cable: Cable) -> None:
+    """Nor is a poll that was ended while it was held."""
+    cable.link.redirect("", 1)
+    await cable.shard.wait_for(lambda: not cable.link.connected)
+    number = cable.link.submit(ENQUEUE, never)
+    assert isinstance(number, int)
+    cable.submit("poll", POLL)
+
+    cable.link.abandon(number)
+    cable.link.end_polls()
+    cable.link.redirect(cable.shard.path, 2)
+    await cable.wait_quiet()
+
+    assert await cable.wait_outcome("poll") == Delivered([])
+    assert cable.shard.commands == []
+
+
+async def test_a_link_that_leads_nowhere_refuses_after_a_while(cable: Cable, autojump_clock: MockClock) -> None:  # noqa: ARG001
+    """What it held is surely without effect, and so is what comes."""
+    cable.link.redirect("", 1)
+    cable.submit("held", ENQUEUE)
+
+    assert reason_of(await cable.wait_outcome("held")) is Reason.BUSY
+    assert reason_of(await cable.link.call(ENQUEUE)) is Reason.BUSY
+    assert cable.shard.commands == []
