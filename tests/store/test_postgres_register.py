@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from proteus_shards.config import Ready, Settings, ShardBoot
 from proteus_shards.errors import SettingError, StoreError, StoreFailed, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.shard import prepare as holding
 from proteus_shards.store import copy as copying
 from proteus_shards.store.postgres import PostgresStore
 from proteus_shards.store.postgres_errors import Doing
@@ -237,3 +239,18 @@ async def test_the_doctor_names_hosts_and_holdings(backing: ClusterBacking) -> N
         "1 shards are held by no host",
         "1 shards are held by 10.0.0.3:7000, which is not registered",
     ]
+
+
+@in_asyncio
+async def test_of_servers_that_start_on_one_store_at_once_one_holds_all(backing: ClusterBacking) -> None:
+    """The others are told so then, or find it out when they open the rows: never is each of them replaced by another."""
+    settings = Settings(store=backing.text, shards=SHARDS)
+    for turn in range(10):
+        boots = [ShardBoot(settings, 0, "", server=f"alone-{turn}-{number}") for number in range(3)]
+        ends = await asyncio.gather(*(holding.prepare(boot) for boot in boots), return_exceptions=True)
+        async with opened_register(backing) as register:
+            (name,) = {each.host for each in (await register.look()).holdings}
+        (last,) = [end for boot, end in zip(boots, ends, strict=True) if boot.server == name]
+
+        assert isinstance(last, Ready)
+        assert {type(end) for end in ends} <= {Ready, StoreFenced}
