@@ -174,6 +174,8 @@ class Steward:
     def step(self, now: float) -> Step:
         """Return what is to be asked next."""
         self._check_lease(now)
+        if self._leaving and self._lapsed and self.away and not self._running:
+            self._left = True  # nothing can be given away any more: others take it when they see that the lease is over
         if self._replaced or self._left:
             return Over(self._replaced)
         if now < self._retry_at:
