@@ -83,6 +83,9 @@ def test_a_pod_is_a_host_of_a_cluster() -> None:
     assert pod["terminationGracePeriodSeconds"] > END_SECONDS
     mounted = tuple(mount["mountPath"] + "/" for mount in container["volumeMounts"])
     assert all(path.startswith(mounted) for path in (settings.cluster_cert, settings.cluster_ca, settings.tokens_file))
+    (waits,) = pod["initContainers"]
+    compile(waits["args"][0], "initContainer", "exec")
+    assert settings.node_address.startswith(next(each["value"] for each in waits["env"] if each["name"] == "NAME") + ":")
     assert "/ready" == container["readinessProbe"]["httpGet"]["path"]
     assert IMAGE_UID == pod["securityContext"]["runAsUser"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
