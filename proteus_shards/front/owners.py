@@ -4,7 +4,7 @@ The node's word is the map: it comes whole, at once and after every change, and 
 gate of its host where it is not, and nowhere while nobody has it. Nothing here is on the way of a request: a queue's shard has one link, whoever owns it.
 
 **Where the map is wrong** a gate says so (`Elsewhere`), with what it knows. What it knows to be later is believed, once: the link is led there, and the node is told
-(`Stale`), which looks at the store soon. What is not later is not believed, and the node alone is told. As long as any link is down the node is told so
+(`Stale`), which looks at the store soon. What is not later is not believed, and the node alone is told. As long as any link to another host is down the node is told so
 twice a second: a host that has died is missed at the next look, and not a third of a lease later.
 
 **Forwards are counted by subtraction**: how many operations a link had taken when it was led to a host, and has taken now. So a request costs nothing more in a
@@ -281,6 +281,6 @@ class Cluster:
             now = trio.current_time()
             for number in [number for number, (late, _) in self._wishes.items() if late <= now]:
                 self._wishes.pop(number)[1](None)
-            down = next((link.shard for link in self._links if not link.connected), None)
+            down = next((link.shard for link in self._links if not link.connected and link.shard not in self._here), None)
             if down is not None:
                 self._send(Stale(down, max(0, self._led[down][1])))

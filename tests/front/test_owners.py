@@ -96,7 +96,7 @@ async def test_the_node_is_told_of_a_link_that_stays_down(host: Host, monkeypatc
     """Again and again, by one word for all of them."""
     monkeypatch.setattr(owners_module, "LOOK_SECONDS", 0.01)
     await host.node.hang_up()
-    host.links[1].connected = host.links[2].connected = False
+    host.links[0].connected = host.links[1].connected = host.links[2].connected = False  # what is here is not a matter of who owns it
     found = await host.node.wait_for(lambda: host.node.received if len(host.node.received) > 1 else None)
 
     assert [Stale(1, 1)] * 2 == found[:2]
