@@ -3,9 +3,9 @@
 The node's word is the map: it comes whole, at once and after every change, and each link is led to the socket of the shard's process where that is here, to the
 gate of its host where it is not, and nowhere while nobody has it. Nothing here is on the way of a request: a queue's shard has one link, whoever owns it.
 
-**Where the map is wrong** a gate says so (`Elsewhere`), with what it knows. What it knows to be later is believed, once: the link is led there, and the node is told
-(`Stale`), which looks at the store soon. What is not later is not believed, and the node alone is told. As long as any link to another host is down the node is told so
-twice a second: a host that has died is missed at the next look, and not a third of a lease later.
+**Where the map is wrong** a gate says so (`Elsewhere`), with what it knows. What it knows to be later is believed, for a while: the link is led there, and the node is told
+(`Stale`), which looks at the store soon. What is not later means nothing: the gate is behind, or the shard is on its way, and a look at the store each time a link
+tries would cost more than it tells. As long as any link to another host is down the node is told so twice a second.
 
 **Forwards are counted by subtraction**: how many operations a link had taken when it was led to a host, and has taken now. So a request costs nothing more in a
 cluster than elsewhere. Hosts come and go under new addresses; the first `HOSTS_COUNTED_MAX` have a count of their own.
@@ -163,11 +163,13 @@ class Cluster:
         if not 0 <= shard < len(self._links):
             return
         turn = self._led[shard][1]
-        self._send(Stale(shard, max(0, turn)))
+        owner = self._owner_of(shard)
+        if owner is None or elsewhere.turn > owner.turn:
+            self._send(Stale(shard, max(0, turn)))
         if elsewhere.turn > turn and self.said is not None:
             self._hinted[shard] = trio.current_time() + HINT_SECONDS
             self._lead(shard, self._target(shard, elsewhere.host, here=False), elsewhere.turn)
-        elif (owner := self._owner_of(shard)) is not None and owner.turn < turn:  # the hint was wrong, and the node's word counts again
+        elif owner is not None and owner.turn < turn:  # the hint was wrong, and the node's word counts again
             self._hinted.pop(shard, None)
             self._lead(shard, self._target(shard, owner.host, here=owner.here), owner.turn)
 

@@ -82,13 +82,14 @@ async def test_a_gate_that_knows_better_is_believed_once_and_the_node_told(host:
     assert (THERE, 3) == host.links[1].led[-1]
 
 
-async def test_a_gate_that_knows_less_is_not_believed(host: Host) -> None:
-    """The node alone is told."""
+async def test_a_gate_that_knows_no_more_is_not_believed(host: Host) -> None:
+    """Nor is the node told: a look at the store would tell nothing."""
     host.cluster.note_elsewhere(Elsewhere(1, THIRD, 1))
     host.cluster.note_elsewhere(Elsewhere(99, THIRD, 9))
-    await host.node.wait_for(lambda: host.node.received)
+    host.cluster.ask(lambda number: Drain(number, HERE, draining=True), lambda _: None)
+    await host.node.wait_for(lambda: host.node.wishes)
 
-    assert [Stale(1, 1)] == host.node.received
+    assert host.node.wishes == host.node.received
     assert [(THERE, 1)] == host.links[1].led
 
 
