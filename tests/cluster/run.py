@@ -11,11 +11,12 @@ from tests.cluster.hosts import Cluster
 from tests.cluster.nemesis import FAULTS, STORE, possible
 from tests.cluster.network import open_network
 from tests.cluster.stores import open_store
-from tests.faults.history import SECOND, History, Recorder
+from tests.faults.history import SECOND, History, Op, Recorder, Window
 from tests.faults.run import REQUEST_SECONDS_MAX, Plan, Result, hurt
 from tests.faults.workload import Shape
 from tests.faults.world import PLAIN
 
+CROSSED_SECONDS = 0.05
 LEAVE_SHARE = 0.3  # of refusals after which a client turns to another host
 
 
@@ -75,6 +76,20 @@ def takeovers(history: History) -> Iterator[tuple[str, int, float]]:
             back.append(min((end for _, end in times[place:]), default=0))
         if all(back):
             yield name, len(death.queues), (max(back) - death.t) / SECOND
+
+
+def failures(history: History, window: Window) -> list[Op]:
+    """Return the requests sent while something orderly happened that failed for good, as far as their client could tell.
+
+    Not among them: a refusal that says when to try again, no connection (nothing was sent), and a connection that was closed with a request just sent on it, which HTTP lets a server do
+    between two answers.
+    """
+    found = []
+    for op in history.ops:
+        crossed = op.http_status == 0 and op.told - op.s < CROSSED_SECONDS * SECOND
+        if window.start <= op.s <= window.stop and op.type == "unknown" and op.http_status not in {429, 503} and not crossed:
+            found.append(op)
+    return found
 
 
 def describe(result: Result) -> list[str]:

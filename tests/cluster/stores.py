@@ -21,6 +21,7 @@ from tests.servers.strict_dynamodb import StrictServer
 KINDS = ("postgres", "redis", "dynamodb")
 CONNECTIONS_MAX = 300
 EVERYWHERE = "0.0.0.0"
+SLOW_SECONDS = {"timeout": "3", "connect_timeout": "1"}  # of a double that is one Python process for all hosts
 
 
 class InSite:
@@ -68,7 +69,7 @@ def open_store(kind: str, folder: Path, site: Site, name: str = "cluster") -> It
         placed = InSite(server, site)
         stack.callback(server.stop)
         placed.start()
-        yield Place(kind, placed.url(name, **STORE_SECONDS), placed.url(name), placed)
+        yield Place(kind, placed.url(name, **(SLOW_SECONDS if kind == "dynamodb" else STORE_SECONDS)), placed.url(name), placed)
 
 
 def _postgres(stack: ExitStack) -> StoreServer:
