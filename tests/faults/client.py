@@ -91,7 +91,7 @@ class Wire(asyncio.Protocol):
         if not found:
             return
         status = int(head[9:12])
-        length, retry_after = 0, None
+        length, retry_after, last = 0, None, False
         for line in head.split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             match name.lower():
@@ -99,10 +99,14 @@ class Wire(asyncio.Protocol):
                     length = int(value)
                 case b"retry-after":
                     retry_after = int(value) if value.strip().isdigit() else None
+                case b"connection":
+                    last = value.strip().lower() == b"close"
         if len(rest) < length:
             return
         self._data = rest[length:]
         assert not self._data, "an answer that nobody asked for"
+        if last:  # the server ends the connection: nothing more may be sent on it
+            self.close()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(Answer(status, retry_after, rest[:length], time.monotonic_ns()))
 
