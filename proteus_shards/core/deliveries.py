@@ -56,7 +56,7 @@ class Deliveries(Holdings):
             self._hand_out(queue, key, min(waiter.count, allowed))
 
     def _hand_out(self, queue: Queue, key: Key | None, count: int) -> None:
-        taken: list[tuple[Job, Image]] = []
+        taken: list[tuple[Job, Image | None]] = []
         deliveries: list[Delivery] = []
         if self._bounded:
             count = self._bound_delivery(queue, count)
@@ -69,7 +69,8 @@ class Deliveries(Holdings):
             size += answer_bytes(job)
             if taken and size > self._delivery_bytes_max:
                 break
-            taken.append((job, image_of(job)))
+            logged = logged or job.persist
+            taken.append((job, image_of(job) if logged or count > 1 else None))  # one that is not logged is never taken back
             job.attempt += 1
             job.run_id = self._new_run_id()
             job.updated_at = job.started_at = self._clock
@@ -77,7 +78,6 @@ class Deliveries(Holdings):
             queue.place(job, _DELIVER[job.status])
             if not job.timed:
                 self._arm(queue, job)
-            logged = logged or job.persist
             deliveries.append(_delivery(job))
         if queue.limited:
             queue.spend(len(taken), self._now)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 
 import msgspec
+from msgspec import UNSET
 
 from proteus_shards.core.commands import DeadLetter, Delivery, Reason, Refused
 from proteus_shards.core.extras import NO_EXTRAS, Backoff, Extras
@@ -290,6 +291,7 @@ class _DeadPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_raw = msgspec.Raw
 
 
 def _job_view(job: Delivery) -> _JobView:
@@ -299,9 +301,9 @@ def _job_view(job: Delivery) -> _JobView:
         timeout=job.timeout,
         persist_data=job.persist,
         max_retries=job.max_retries,
-        payload=msgspec.Raw(job.payload),
-        state=msgspec.Raw(job.state) if job.state else msgspec.UNSET,
-        run_at=write_instant(job.run_at) if job.run_at is not None else msgspec.UNSET,
+        payload=_raw(job.payload),
+        state=_raw(job.state) if job.state else UNSET,
+        run_at=write_instant(job.run_at) if job.run_at is not None else UNSET,
         run_id=write_run_id(job.run_id),
         attempt=job.attempt,
         created_at=write_instant(job.created_at),
