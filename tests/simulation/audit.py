@@ -53,7 +53,7 @@ def audit(
             line.dead.append(known)
             revive(view, line, known)
         for op in limbo:
-            if row is not None and type(op.command) is Change and op.command.id == known.id and _is_changed(known, row, op):
+            if row is not None and type(op.command) is Change and op.command.id == known.id and _is_changed(known, row, op, limbo):
                 change(known, op)
         seq = next((seq for seq, other in died.items() if _is_letter_of(other, known, back=_came_back(known, limbo))), None)
         if row is not None and (known.seq == row.seq or (known.seq == -1 and seq is None and known.payload == row.payload)):
@@ -159,11 +159,12 @@ def _asked_for(limbo: list[Op], what: type[Purge | Redrive], job_id: str) -> boo
     return any(type(op.command) is what and is_about(op.command, job_id) for op in limbo)
 
 
-def _is_changed(known: Known, row: Row, op: Op) -> bool:
+def _is_changed(known: Known, row: Row, op: Op, limbo: list[Op]) -> bool:
     command: Change = op.command
     extras = unpack_extras(row.extras)
-    if command.priority is not None and command.priority != (0 if extras is None else extras.priority):
-        return False
+    priorities = {other.command.priority for other in limbo if type(other.command) is Change and other.command.id == row.id}
+    if command.priority is not None and (0 if extras is None else extras.priority) not in priorities:
+        return False  # nobody asked for the one that it has
     at = command.run_at_us
     return (
         (row.payload == known.payload and row.seq != known.seq and (row.ready_at, row.run_at) == (max(op.clock, at), at or None))
@@ -195,7 +196,7 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], newest: int, *, nexts: bool
         ):
             known = met(op)
             for other in limbo:
-                if type(other.command) is Change and other.command.id == row.id and _is_changed(known, row, other):
+                if type(other.command) is Change and other.command.id == row.id and _is_changed(known, row, other, limbo):
                     change(known, other)
             fresh = (row.status, row.attempt) == (READY, 0) or ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts)
             if not fresh or row.ready_at != known.ready_at or not _has_state(known, row, limbo):

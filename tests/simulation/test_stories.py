@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proteus_shards.core.commands import Complete, Done, Enqueue, Heartbeat, Next
-from proteus_shards.core.commands_control import Fail, SetQueue
+from proteus_shards.core.commands_control import Change, Fail, SetQueue
 from proteus_shards.core.model import Batch, Mark, Row, Status
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS
@@ -164,3 +164,19 @@ def test_the_shortest_run_of_a_failing_seed_fails(monkeypatch: pytest.MonkeyPatc
     seed = next(seed for seed in range(100) if fails(seed) is not None)
 
     assert fails(seed, shortest(seed)) is not None
+
+
+def test_of_two_changes_in_doubt_the_later_may_have_taken_back_what_the_earlier_did_beside() -> None:
+    """The first moves the job and gives it a priority, the second gives it the old one."""
+    stage = Stage()
+    made = stage.ask(enqueue("1", b"8"))
+    stage.store(1, "1", b"8")
+    stage.oracle.answer(stage.view, made.number, Done())
+    limbo = [stage.ask(Change(QUEUE, "1", 0, -1)), stage.ask(Change(QUEUE, "1", None, 0))]
+    stage.disk.rows.clear()
+    stage.store(2, "1", b"8")
+
+    stage.oracle.audit(stage.view, QUEUE, limbo, restarted=True)
+
+    known = stage.oracle.lines[QUEUE].jobs["1"]
+    assert (2, 0) == (known.seq, known.priority)
