@@ -44,7 +44,12 @@ def main() -> int:
     parser.add_argument("--fault-seconds", type=float, default=10.0, help="how long one lasts at most, about [default: 10]")
     parser.add_argument("--few-retries", action="store_true", help="jobs with 0 to 2 retries")
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--patience", type=float, default=1.0, help="times 5 s, for healing [default: 1]")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=1.0,
+        help="times 5 s, for healing, and times 2, for how much slower other shards may be meanwhile [default: 1]",
+    )
     parser.add_argument("--jobs-per-second", type=float, default=450.0)
     parser.add_argument("--folder", type=Path, default=None, help="where the history and the logs are kept [default: a new one below /tmp]")
     given = parser.parse_args()
@@ -64,7 +69,7 @@ def main() -> int:
         shape=shape,
         shards=given.shards,
         clock=True,
-        terms=Terms(heal_seconds_max=5.0 * given.patience, late_seconds_max=5.0 * given.patience),
+        terms=Terms(heal_seconds_max=5.0 * given.patience, late_seconds_max=5.0 * given.patience, beside_factor_max=2.0 * given.patience),
     )
     say(f"seed {plan.seed}")
     folder = given.folder or Path(tempfile.mkdtemp(prefix="proteus-faults-"))

@@ -71,7 +71,7 @@ RULES: dict[str, tuple[str, Rule]] = {
     "C9": ("first deliveries of a queue are in order", rules_order.order),
     "C10": ("429 and 503 say when to try again; 429 had no effect", rules_server.refusals),
     "C11": ("the store is empty and sound in the end", rules_server.audit),
-    "C12": ("each queue serves again soon after a fault", rules_server.healing),
+    "C12": ("each queue serves again soon after a fault, and others do meanwhile", rules_server.healing),
     "C13": ("epochs only grow, and no process ends by itself", rules_server.owners),
 }
 

@@ -23,6 +23,7 @@ class Terms(msgspec.Struct, frozen=True):
     oks_min: int = 100  # per queue
     heal_seconds_max: float = 5.0
     late_seconds_max: float = 5.0
+    beside_factor_max: float = 0.0  # how much slower other shards may be while one is replaced (their p99); 0: that is only told
 
 
 class Broken(msgspec.Struct):

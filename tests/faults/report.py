@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.faults.history import SECOND
+from tests.faults.bystanders import bystanders
 from tests.faults.run import Account, Result
 
-P99_MIN = 300  # requests, for a percentile that means something
 COLUMNS = ("ok", "429", "503", "no answer", "not connected")
 
 
@@ -52,23 +51,13 @@ def _faults(result: Result) -> list[str]:
 
 
 def _bystanders(result: Result) -> list[str]:
-    """How long requests took that had nothing to do with a shard that was killed, while its successor came, against times without any fault."""
-    history = result.history
-    kills = [window for window in history.windows if window.fault == "shard killed" and not window.refused]
-    calm: list[int] = []
-    beside: list[int] = []
-    struck = [(kill, {queue for death in history.deaths if kill.start <= death.t <= kill.stop for queue in death.queues}) for kill in kills]
-    for op in history.ops:
-        if op.wait or op.type != "ok" or op.s >= history.drained:
-            continue
-        if not any(window.start <= op.s <= window.stop + SECOND for window in history.windows):
-            calm.append(op.told - op.s)
-        elif any(kill.start <= op.s <= kill.stop and queues and op.queue not in queues for kill, queues in struck):
-            beside.append(op.told - op.s)
-    if len(calm) < P99_MIN or len(beside) < P99_MIN:
+    found = bystanders(result.history)
+    if found is None:
         return []
-    usual, then = (sorted(times)[len(times) * 99 // 100] / 1e6 for times in (calm, beside))
-    return [f"p99 of other shards' requests while one is killed and replaced: {then:.1f} ms, {then / usual:.2f} × that without a fault"]
+    usual, then = found
+    return [
+        f"p99 of other shards' requests while one is killed and replaced: {then * 1e3:.1f} ms, {then / usual:.2f} × that without a fault"
+    ]
 
 
 def _counts(counters: list[Counter[str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 
+from tests.faults.bystanders import bystanders
 from tests.faults.evidence import Broken, Evidence, Finding, QueueEvidence, place_of
 from tests.faults.history import SECOND, Op
 
@@ -80,6 +81,13 @@ def healing(evidence: Evidence, finding: Finding) -> Iterator[Broken]:
                 )
     if worst:
         finding.notes["slowest, in ms"] = worst // 1_000_000
+    if (found := bystanders(evidence.history)) is not None and (most := evidence.terms.beside_factor_max):
+        usual, then = found
+        finding.checked += 1
+        if then > most * usual:
+            yield Broken(
+                f"other shards took {then / usual:.1f} times as long while one was replaced", {"p99": then, "p99 without a fault": usual}
+            )
 
 
 def _enqueues(queue: QueueEvidence) -> list[Op]:

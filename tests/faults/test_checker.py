@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from tests.faults.checker import RULES, Verdict
 from tests.faults.evidence import Terms
-from tests.faults.history import SECOND
+from tests.faults.history import SECOND, Death
 from tests.faults.stories import TERMS, Story
 
 RIGHT: dict[str, Callable[[], Story]] = {
@@ -307,6 +308,19 @@ def test_a_broken_rule_has_a_witness() -> None:
     assert "acknowledged and never delivered" in witness.what
     assert "a" == witness.where["uid"]
     assert "C1 broken: acknowledged and never delivered" in judgement.text()
+
+
+@pytest.mark.parametrize(("took", "broken"), [(0.019, set()), (0.021, {"C12"})])
+def test_shards_beside_one_that_is_replaced_are_not_much_slower(took: float, broken: set[str]) -> None:
+    """If that is asked for: their 99th percentile is held against that of times without a fault."""
+    story = Story().fault(100, 110)
+    story.history.deaths.append(Death(int(101 * SECOND), frozenset({"another queue"}), False))
+    for number in range(300):
+        story.next(number / 10, number / 10 + 0.01)
+        story.next(101 + number / 100, 101 + number / 100 + took)
+
+    assert broken == story.judgement(msgspec.structs.replace(TERMS, beside_factor_max=2.0)).broken
+    assert set() == story.judgement().broken
 
 
 def good() -> Story:
