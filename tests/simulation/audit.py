@@ -36,8 +36,8 @@ def audit(
 ) -> None:
     """Check all rows of a queue, and make the line what they say. `restarted`: memory is gone, and the rows are all there is."""
     limbo = sorted(limbo, key=lambda op: op.number)
-    rows = dict(disk.live[line.name])
-    died = {seq: row for (_, seq), row in disk.rows.items() if row.status == DEAD and row.queue == line.name}
+    rows = {job_id: row for job_id, row in disk.live[line.name].items() if "@" not in job_id}  # nobody asked for those
+    died = {seq: row for (_, seq), row in disk.rows.items() if row.status == DEAD and row.queue == line.name and "@" not in row.id}
     nexts = any(type(op.command) is Next for op in limbo)
 
     _compare_letters(line, rows, died, limbo, may_be_dropped)
@@ -54,6 +54,7 @@ def audit(
             revive(view, line, known)
         for op in limbo:
             if row is not None and type(op.command) is Change and op.command.id == known.id and _is_changed(known, row, op, limbo):
+                known.placeless = known.placeless or (known.seq == -1 and (known.ready_at, known.run_at) == (row.ready_at, row.run_at))
                 change(known, op)
         seq = next((seq for seq, other in died.items() if _is_letter_of(other, known, back=_came_back(known, limbo))), None)
         if row is not None and (known.seq == row.seq or (known.seq == -1 and seq is None and known.payload == row.payload)):
@@ -197,6 +198,7 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], newest: int, *, nexts: bool
             known = met(op)
             for other in limbo:
                 if type(other.command) is Change and other.command.id == row.id and _is_changed(known, row, other, limbo):
+                    known.placeless = known.placeless or (known.ready_at, known.run_at) == (row.ready_at, row.run_at)
                     change(known, other)
             fresh = (row.status, row.attempt) == (READY, 0) or ((row.status, row.attempt) == (IN_FLIGHT, 1) and nexts)
             if not fresh or row.ready_at != known.ready_at or not _has_state(known, row, limbo):

@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
-from tests.simulation import mutants_commits, mutants_operators, mutants_rows, mutants_runs, mutants_semantics, mutants_steps
+from tests.simulation import (
+    mutants_commits,
+    mutants_operators,
+    mutants_recurring,
+    mutants_rows,
+    mutants_runs,
+    mutants_semantics,
+    mutants_steps,
+)
 from tests.simulation.planting import MUTANTS, Mutant
 
 __all__ = [
@@ -13,6 +21,7 @@ __all__ = [
     "Mutant",
     "mutants_commits",
     "mutants_operators",
+    "mutants_recurring",
     "mutants_rows",
     "mutants_runs",
     "mutants_semantics",

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from proteus_shards.core.commands import Complete, Done, Enqueue, Heartbeat
-from proteus_shards.core.commands_control import Change, Counted, Fail, GetQueue, Purge, Queues, QueueView, Redrive, SetQueue
+from proteus_shards.core.commands_control import (
+    Change,
+    Counted,
+    DropSchedule,
+    Fail,
+    GetQueue,
+    Purge,
+    PutSchedule,
+    Queues,
+    QueueView,
+    Redrive,
+    SetQueue,
+)
 from proteus_shards.core.model import Kind, RecordKey
 from proteus_shards.core.placement import slot_of
 from proteus_shards.core.queue_settings import DEFAULT_SETTINGS, QueueSettings, RateSettings
@@ -98,6 +110,8 @@ class Operators(Semantics):
                 self._purged(view, line, op, outcome)
             case Redrive(), Counted():
                 self._redriven(view, line, op, outcome)
+            case ((PutSchedule() | DropSchedule()), Done()):
+                pass
             case Change(), Done():
                 self._changed(view, line, op)
             case _:

@@ -31,11 +31,12 @@ from proteus_shards.core.commands import (
     Refused,
     Undeliver,
 )
-from proteus_shards.core.commands_control import Change, Fail, Redrive, Release, SetQueue
+from proteus_shards.core.commands_control import Change, DropSchedule, Fail, Redrive, Release, SetQueue
 from tests.simulation.audit import audit
 from tests.simulation.disk import Disk, Violation
 from tests.simulation.operators import LIKE, is_about
-from tests.simulation.steps import Steps, parts_of, plain, plain_outcome
+from tests.simulation.recurring import Recurrences, came_by_itself
+from tests.simulation.steps import parts_of, plain, plain_outcome
 from tests.simulation.words import NEVER, SECOND, Known, Line, Op, View, is_vague, name_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is 
 PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
 
 
-class Oracle(Steps):
+class Oracle(Recurrences):
     """Judges answers. Raises `Violation`."""
 
     def __init__(self, plan: Plan, disk: Disk) -> None:
@@ -69,9 +70,9 @@ class Oracle(Steps):
         command, once = plain(command)
         view.outstanding[number] = op = Op(number, command, view, sent)
         op.once = once
-        for part in parts_of(command):
-            self.count += 1
-            op.parts.append(Op(self.count, part, view, sent))
+        self._scheduled(op)
+        op.parts = [Op(number + place, part, view, sent) for place, part in enumerate(parts_of(command), 1)]
+        self.count += len(op.parts)
         for part in op.parts or (op,):
             command = part.command
             if (type(command) is Enqueue or type(command) is Change) and command.run_at_us is not None:
@@ -103,6 +104,9 @@ class Oracle(Steps):
             self._fenced(view, op, outcome)
             return
         line = self._line(op.queue)
+        if came_by_itself(getattr(op.command, "id", None)) and not op.parts:
+            self._fired_answered(line, op, outcome)
+            return
         if op.once is not None and self._is_told_again(line, op, outcome, kept=kept):
             return
         self._judge(view, line, op, outcome)
@@ -139,6 +143,9 @@ class Oracle(Steps):
 
     def give_back(self, view: View, command: Undeliver) -> None:
         """Take note that the pump gives back what a closed link can't get."""
+        if came_by_itself(command.id):
+            self.lines[command.queue].fired[command.id].run_id = None
+            return
         known = self.lines[command.queue].jobs.get(command.id)
         if known is None or known.run_id != command.run_id or view.fenced:
             return
@@ -252,6 +259,9 @@ class Oracle(Steps):
         if len(jobs) > command.count:
             raise Violation(f"{name_of(op)}: {len(jobs)} jobs delivered")
         for job in jobs:
+            if came_by_itself(job.id):
+                self._fired_delivered(view, line, op, job)
+                continue
             known = line.jobs.get(job.id)
             if known is None:
                 raise Violation(f"{name_of(op)}: {job.id} is delivered, which is not there")
@@ -299,11 +309,15 @@ class Oracle(Steps):
             raise Violation(f"{name_of(op)}: {job.id} is delivered as attempt {job.attempt} after attempt {known.attempt}")
         if 0 <= known.max_retries < job.attempt - 1:
             raise Violation(f"{name_of(op)}: {job.id} is delivered for the {job.attempt}th time with max_retries {known.max_retries}")
-        if not op.exact and view.now == view.known_at:
+        if known.placeless or (not op.exact and view.now == view.known_at):
             return  # what comes due in that moment goes to a poll before the rows that were read back
         place = (-known.priority, known.ready_at, known.number)
         for other in line.jobs.values():
-            if (-other.priority, other.ready_at, other.number) < place and self._surely_waits(view, line, op, other):
+            if (
+                (-other.priority, other.ready_at, other.number) < place
+                and not other.placeless
+                and self._surely_waits(view, line, op, other)
+            ):
                 raise Violation(f"{name_of(op)}: {job.id} is delivered before {other.id}, which is ahead of it")
 
     def _check_shortage(self, view: View, line: Line, op: Op, count: int) -> None:
@@ -400,6 +414,7 @@ class Oracle(Steps):
         command = op.command
         if type(command) is Change:
             self._not_changed(view, line, op)
+        if type(command) in (Change, DropSchedule):
             return
         known = line.jobs.get(command.id)
         if known is None or is_vague(known, op):
@@ -409,18 +424,6 @@ class Oracle(Steps):
                 raise Violation(f"{name_of(op)}: not found, but it is there")
         elif known.run_id is not None and command.run_id in (None, known.run_id) and op.sent < known.until:
             raise Violation(f"{name_of(op)}: not found, but its run lasts for another {known.until - op.sent} us")
-
-    def _invalid(self, view: View, line: Line, op: Op) -> None:
-        command, maximum = op.command, self.plan.row_bytes_max
-        if view.permanents:
-            return
-        size = NEVER if maximum is None else 0
-        if maximum is not None and type(command) is Enqueue:
-            size = len(command.payload) + len(command.state or b"") + len(command.queue) + len(command.id)
-        elif maximum is not None and type(command) is Heartbeat and command.id in line.jobs:
-            size = len(line.jobs[command.id].payload) + len(command.state or b"") + len(command.queue) + len(command.id)
-        if maximum is None or size <= maximum:
-            raise Violation(f"{name_of(op)}: refused as invalid for no reason")
 
     def _settle_vague(self, view: View, line: Line, op: Op) -> None:
         """What may be in flight would have come back by now: so it has died."""
@@ -497,4 +500,5 @@ class Oracle(Steps):
             restarted=restarted, met=self._met, may_have_lapsed=self._may_have_lapsed, revive=self.revive,
         )  # fmt: skip
         self._check_whole(view, line, steps, limbo)
+        self._audit_fired(line, restarted=restarted)
         self._audit_answers(view, line, limbo, restarted=restarted)

@@ -83,7 +83,14 @@ class Plan:
         self._draw_semantics()
         self._draw_operators()
         self._draw_steps()
+        self.recurring = self._draw_recurring()
         self.limits = self._limits()
+
+    def _draw_recurring(self) -> float:
+        """Draw how often clients make and drop schedules: not where what comes by itself could be in the way of a rule."""
+        roomy = (self.batch_rows_max, self.batch_bytes_max, self.row_bytes_max, self.queue_jobs_max) == (None, None, None, 100_000)
+        calm = not (self.jumps or self.damages or self.poison or self.operated or self.settings.rate)
+        return 0.04 if roomy and calm else 0.0
 
     def _draw_limits(self) -> None:
         """Draw what there may be at most: in a few seeds little."""

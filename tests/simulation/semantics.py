@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from proteus_shards.core.commands import Delivery, ListDead, Listed, Undeliver
+from proteus_shards.core.commands import Delivery, Enqueue, Heartbeat, ListDead, Listed, Undeliver
 from proteus_shards.core.commands_control import Fail, Release
 from proteus_shards.core.extras import Extras
 from tests.simulation.disk import Violation
@@ -140,7 +140,7 @@ class Semantics:
                 continue
             if hold and other.back and not known.back:
                 raise Violation(f"{name_of(op)}: {known.id} is delivered though {other.id}, which came back, holds their key")
-            if other.back != known.back or other.put_off is not None:
+            if other.back != known.back or other.put_off is not None or other.placeless or known.placeless:
                 continue
             if strict and not other.back and other.number < known.number:
                 raise Violation(f"{name_of(op)}: {known.id} is delivered before {other.id}, which came into their key before it")
@@ -155,6 +155,18 @@ class Semantics:
                 continue  # its end comes with the next turn
             if known.expires_at is not None and known.expires_at < op.wall and op.applied >= view.certain_from:
                 self._die(line, known)
+
+    def _invalid(self, view: View, line: Line, op: Op) -> None:
+        command, maximum = op.command, self.plan.row_bytes_max
+        if view.permanents:
+            return
+        size = NEVER if maximum is None else 0
+        if maximum is not None and type(command) is Enqueue:
+            size = len(command.payload) + len(command.state or b"") + len(command.queue) + len(command.id)
+        elif maximum is not None and type(command) is Heartbeat and command.id in line.jobs:
+            size = len(line.jobs[command.id].payload) + len(command.state or b"") + len(command.queue) + len(command.id)
+        if maximum is None or size <= maximum:
+            raise Violation(f"{name_of(op)}: refused as invalid for no reason")
 
     # --- how runs end ------------------------------------------------------------------------------------------------
 
@@ -211,6 +223,8 @@ class Semantics:
         dead = list(line.dead)
         died_at = 0
         for letter in outcome.jobs:
+            if "@" in letter.id:
+                continue
             alike = [known for known in dead if (known.id, known.payload) == (letter.id, letter.payload) and known.seq in (-1, letter.seq)]
             exact = [known for known in alike if (known.attempt, known.state) == (letter.attempt, letter.state)]
             found = next(iter(exact or alike), None)

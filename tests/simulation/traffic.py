@@ -20,7 +20,7 @@ from proteus_shards.core.commands import (
     Requeue,
     Undeliver,
 )
-from proteus_shards.core.commands_control import Change, Fail, GetQueue, Purge, Redrive, Release, SetQueue, State
+from proteus_shards.core.commands_control import Change, DropSchedule, Fail, GetQueue, Purge, PutSchedule, Redrive, Release, SetQueue, State
 from proteus_shards.core.extras import Backoff
 from tests.simulation.disk import POISON
 from tests.simulation.plan import PATCHES, SECOND, Plan
@@ -58,6 +58,8 @@ class Traffic:
             asked = self._operate(queue, wall)
             recent.append(asked)
             return asked
+        if plan.recurring and draw() < plan.recurring:
+            return self._schedule(queue)
         kind = draw()
         if kind < 0.34:
             command = self._add(queue, wall)
@@ -82,6 +84,16 @@ class Traffic:
             name = job.payload if draw() < 0.9 else b"%d" % (self._payloads - int(draw() * 9))
             return EnqueueOnce(queue, name.decode(), job.payload, [job])
         return job
+
+    def _schedule(self, queue: str) -> Command:
+        draw, plan = self._random, self.plan
+        if draw() < 0.3:
+            return DropSchedule(queue, "s")
+        missed, overlap = ("skip", "once", "all")[int(draw() * 3)], "skip" if draw() < 0.3 else "allow"
+        definition = b'{"every":%d,"job":{},"missed":"%s","overlap":"%s"}' % (1 + int(draw() * 4), missed.encode(), overlap.encode())
+        timeout = plan.timeouts[int(draw() * len(plan.timeouts))]
+        job = Enqueue(queue, "s", timeout, draw() < plan.persisted, plan.retries[int(draw() * len(plan.retries))], b'"s"')
+        return PutSchedule(queue, "s", definition, job)
 
     def _operate(self, queue: str, wall: int) -> Command:
         draw, plan = self._random, self.plan

@@ -55,6 +55,7 @@ class Known:
         "past",
         "payload",
         "persist",
+        "placeless",
         "priority",
         "put_off",
         "ready_at",
@@ -87,6 +88,7 @@ class Known:
         self.run_id: bytes | None = None
         self.until = 0  # nobody else may get it before that
         self.due_by = NEVER  # when its timeout is surely over
+        self.placeless = False  # it may have been moved, or not: where it stands nobody can tell
         self.rests_from = -1  # when its last run ended
         self.skip_before = 0  # requests up to this number may not have found it
         self.once_due = False  # its run_at was reached, but the clock has been set back since: it may be scheduled again
@@ -120,10 +122,21 @@ class Kept(NamedTuple):
     stored: bool
 
 
+class Fired:
+    """A job that came by itself."""
+
+    __slots__ = ("over", "run_id", "timeout_us", "until")
+
+    def __init__(self) -> None:
+        self.run_id: bytes | None = None
+        self.timeout_us = self.until = 0
+        self.over = False  # its completion was acknowledged
+
+
 class Line:
     """What must be in one queue."""
 
-    __slots__ = ("answers", "dead", "jobs", "name", "next_due", "settings")
+    __slots__ = ("answers", "dead", "fired", "jobs", "name", "next_due", "schedules", "settings")
 
     def __init__(self, name: str, settings: QueueSettings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
@@ -132,6 +145,8 @@ class Line:
         self.dead: list[Known] = []
         self.next_due = NEVER
         self.answers: dict[str, Kept] = {}
+        self.schedules: list[Any] = []  # that were ever asked for
+        self.fired: dict[str, Fired] = {}
 
 
 class View:

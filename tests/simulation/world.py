@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from proteus_shards.core.commands import Command, Complete, Delivered, Heartbeat, Next, Outcome, Refused
-from proteus_shards.core.commands_control import SetQueue
+from proteus_shards.core.commands import Command, Complete, Delivered, Done, Heartbeat, Next, Outcome, Reason, Refused
+from proteus_shards.core.commands_control import DropSchedule, SetQueue
 from proteus_shards.core.placement import shard_of
 from proteus_shards.shard.pump import STALL_US
 from tests.simulation.disk import Disk, Violation
@@ -22,6 +22,7 @@ from tests.simulation.loop import Ended, VirtualLoop
 from tests.simulation.operators import check_settings, keep_settings
 from tests.simulation.oracle import Oracle
 from tests.simulation.plan import DAY, SECOND, Plan
+from tests.simulation.recurring import came_by_itself
 from tests.simulation.traffic import DELAY_US_MAX, Traffic
 
 WALL = 1_800_000_000 * SECOND
@@ -49,6 +50,7 @@ class World:
         self._random = self.plan.random.random
         self._run_ids = 0
         self._drained: set[str] = set()
+        self._dropped: set[str] = set()  # queues whose schedule is gone
         self._patience: dict[str, int] = {}
         self._deadline = self._acts = 0
         self._over = False
@@ -280,10 +282,14 @@ class World:
         if line is not None and line.settings.paused:
             life.receive(SimulatedLink(life, lambda answer: self._poll(queue, answer)), [SetQueue(queue, b'{"paused":null}')], heals=True)
             return
+        if line is not None and line.schedules and queue not in self._dropped:
+            link = SimulatedLink(life, lambda answer: self._drop(queue, answer))
+            life.receive(link, [DropSchedule(queue, "s")], heals=True)
+            return
         commands: list[Command] = []
         if isinstance(outcome, Delivered):
             commands = [Complete(queue, job.id) for job in outcome.jobs]  # without the run: a timeout of 0 is over already
-            if not commands and line is not None and not line.jobs:
+            if not commands and line is not None and not line.jobs and self._is_empty(life, queue):
                 self._drained.add(queue)
                 self._end_if_drained()
                 return
@@ -294,6 +300,18 @@ class World:
             queue, 30 * SECOND
         )  # every other time at once: that says what has died
         life.receive(SimulatedLink(life, lambda answer: self._poll(queue, answer)), [Next(queue, 10, wait)], heals=True)
+
+    def _drop(self, queue: str, answer: Outcome) -> None:
+        """Its schedule makes no jobs any more, or must be dropped once more."""
+        if not isinstance(answer, Refused) or answer.reason is Reason.NOT_FOUND:
+            self._dropped.add(queue)
+            answer = Done()
+        self._poll(queue, answer)
+
+    def _is_empty(self, life: Life, queue: str) -> bool:
+        """Say whether nothing is left of what came by itself; nobody outside knows how much did."""
+        held = life.pump.shard.queues.get(queue)
+        return held is None or not any(came_by_itself(job_id) for job_id in held.jobs)
 
     def _check_progress(self, queue: str) -> None:
         if self.loop.now > self._deadline:
