@@ -85,8 +85,7 @@ def audit(
             line.jobs[row.id] = known = _newcomer(line, row, limbo, newest, nexts=nexts, met=met)
             newest = known.number
         _believe(view, known, row, restarted=restarted)
-    for row in died.values():
-        raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
+    line.dead += [_stillborn(view, line, row, limbo, met=met, may_have_lapsed=may_have_lapsed) for row in died.values()]
     line.next_due = min((known.due_by for known in line.jobs.values() if known.run_id is not None), default=NEVER)
 
 
@@ -205,6 +204,20 @@ def _newcomer(line: Line, row: Row, limbo: list[Op], newest: int, *, nexts: bool
                 raise Violation(f"{line.name}/{row.id} is stored as {row}, which nobody asked for")
             return known
     raise Violation(f"{line.name}/{row.id} is stored, but was completed, refused, or never enqueued")
+
+
+def _stillborn(
+    view: View, line: Line, row: Row, limbo: list[Op], *, met: Callable[[Op], Known], may_have_lapsed: Callable[[View, Known], bool]
+) -> Known:
+    """Find the request that a dead letter comes from which nobody was told of: its ttl was over before it was stored."""
+    for op in limbo:
+        command = op.command
+        if type(command) is Enqueue and (command.id, command.payload, op.clock) == (row.id, row.payload, row.created_at):
+            known = met(op)
+            if command.persist and not row.attempt and may_have_lapsed(view, known):
+                known.seq = row.seq
+                return known
+    raise Violation(f"{line.name}/{row.id} is stored as dead, but has not died")
 
 
 def _has_state(known: Known, row: Row, limbo: list[Op]) -> bool:

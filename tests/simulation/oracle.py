@@ -32,7 +32,7 @@ from proteus_shards.core.commands import (
     Undeliver,
 )
 from proteus_shards.core.commands_control import Change, DropSchedule, Fail, Redrive, Release, SetQueue
-from tests.simulation.audit import audit
+from tests.simulation.audit import DEAD, READY, audit
 from tests.simulation.disk import Disk, Violation
 from tests.simulation.operators import LIKE, is_about
 from tests.simulation.recurring import Recurrences, came_by_itself
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from proteus_shards.core.model import Batch, Row
     from tests.simulation.plan import Plan
 
-READY, DEAD = 2, 4
 DELIVERING_US = 10_000  # a timeout that comes up before its delivery is out is put off so long
 PUT_OFF_US = 1_002_000  # a timeout that came up while the store was away comes at most so long after its return
 
@@ -313,11 +312,8 @@ class Oracle(Recurrences):
             return  # what comes due in that moment goes to a poll before the rows that were read back
         place = (-known.priority, known.ready_at, known.number)
         for other in line.jobs.values():
-            if (
-                (-other.priority, other.ready_at, other.number) < place
-                and not other.placeless
-                and self._surely_waits(view, line, op, other)
-            ):
+            ahead = (-other.priority, other.ready_at, other.number) < place and not other.placeless
+            if ahead and self._surely_waits(view, line, op, other):
                 raise Violation(f"{name_of(op)}: {job.id} is delivered before {other.id}, which is ahead of it")
 
     def _check_shortage(self, view: View, line: Line, op: Op, count: int) -> None:
