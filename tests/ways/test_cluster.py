@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from proteus_shards.cluster.model import Host
 from proteus_shards.core.placement import shard_of, slot_of
-from tests.conftest import Server, StartServer, eventually
+from proteus_shards.store.registry import make_register
+from tests.conftest import Server, StartServer, eventually, server_environ
 from tests.servers.places import Places, places
 from tests.servers.redis import free_port
 
@@ -23,13 +29,18 @@ SHARDS = 4
 LEASE_SECONDS = 3.0
 QUEUES = [next(queue for queue in map(str, count()) if shard_of(slot_of(queue), SHARDS) == shard) for shard in range(SHARDS)]
 
-Host = Callable[..., Server]
+StartHost = Callable[..., Server]
 
 
 @pytest.fixture
-def host(start_server: StartServer, places: Places) -> Host:
+def url(places: Places) -> str:
+    """Return the place of a cluster."""
+    return places.of("postgres")(f"cluster-{uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def host(start_server: StartServer, url: str) -> StartHost:
     """Return a function that starts a host of one cluster, under an address of its own or a given one."""
-    url = places.of("postgres")(f"cluster-{uuid4().hex[:12]}")
 
     def start(address: str = "", *options: str) -> Server:
         address = address or f"127.0.0.1:{free_port()}"
@@ -84,7 +95,7 @@ def check_all(server: Server, name: str) -> None:
         assert found[-1] == name
 
 
-def test_hosts_share_the_shards_and_hand_them_over(host: Host) -> None:
+def test_hosts_share_the_shards_and_hand_them_over(host: StartHost) -> None:
     """A second host takes its share, both serve all queues, and one that leaves gives back what it has, memory-only jobs too."""
     a = host()
     assert served_here(a) == set(range(SHARDS))
@@ -103,7 +114,33 @@ def test_hosts_share_the_shards_and_hand_them_over(host: Host) -> None:
     assert a.stop() == 0
 
 
-def test_a_host_that_is_killed_is_missed_soon(host: Host) -> None:
+def test_a_host_that_cannot_be_one_says_why(host: StartHost, url: str, tmp_path: Path) -> None:
+    """Another number of shards than the cluster's, or an address that is taken; and one whose address another has taken over ends."""
+    address = f"127.0.0.1:{free_port()}"
+    first = host(address)
+    for options, text in (
+        (("--node-address", f"127.0.0.1:{free_port()}", "--shards", "7"), "--shards 4"),
+        (("--node-address", address, "--shards", "4"), f"cannot listen on 127.0.0.1 port {address.rpartition(':')[2]}"),
+    ):
+        command = [sys.executable, "-m", "proteus_shards", "serve", "--port", "0", "--cluster", "--store", url, *options]
+        ended = subprocess.run(command, cwd=tmp_path, env=server_environ({}), capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == 1
+        assert text in ended.stderr
+
+    asyncio.run(join(url, Host(address, "another", 1, "1")))
+    assert first.wait() == 1
+    assert f"another server has joined the cluster as {address}" in first.log()
+
+
+async def join(store: str, host: Host) -> None:
+    """Join a cluster as a host that is not there."""
+    register = make_register(store)
+    await register.open()
+    await register.join(host)
+    await register.close()
+
+
+def test_a_host_that_is_killed_is_missed_soon(host: StartHost) -> None:
     """The other serves its shards, and it takes its share again when it comes back under its address. What its node process does when it is killed harms no shard."""
     address = f"127.0.0.1:{free_port()}"
     a, b = host(), host(address)
