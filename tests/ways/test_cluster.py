@@ -15,11 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import trustme
 
 from proteus_shards.cluster.model import Host
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.store.registry import make_register
 from tests.conftest import Server, StartServer, eventually, server_environ
+from tests.node.gates import issue
 from tests.servers.places import Places, places
 from tests.servers.redis import free_port
 
@@ -95,13 +97,15 @@ def check_all(server: Server, name: str) -> None:
         assert found[-1] == name
 
 
-def test_hosts_share_the_shards_and_hand_them_over(host: StartHost) -> None:
-    """A second host takes its share, both serve all queues, and one that leaves gives back what it has, memory-only jobs too."""
-    a = host()
+def test_hosts_share_the_shards_and_hand_them_over(host: StartHost, tmp_path: Path) -> None:
+    """A second host takes its share, both serve all queues, and one that leaves gives back what it has, memory-only jobs too. All that under TLS."""
+    issue(tmp_path, trustme.CA(), "any.example")
+    papers = ("--cluster-cert", str(tmp_path / "host.pem"), "--cluster-ca", str(tmp_path / "authority.pem"))
+    a = host("", *papers)
     assert served_here(a) == set(range(SHARDS))
     fill(a, "kept")
     fill(a, "in memory", persist=False)
-    b = host()
+    b = host("", *papers)
     eventually(lambda: is_shared(a, b))
     for server in (a, b):
         assert server.request("GET", "/ready").status == 200
@@ -110,6 +114,13 @@ def test_hosts_share_the_shards_and_hand_them_over(host: StartHost) -> None:
     assert served_here(a) == set(range(SHARDS))
     check_all(a, "in memory")
 
+    metrics = a.request("GET", "/metrics").body.decode()
+    for line in (
+        'proteus_claims_total{outcome="won"} 4.0',
+        'proteus_moves_total{direction="out"} 2.0',
+        'proteus_moves_total{direction="in"} 2.0',
+    ):
+        assert f"\n{line}\n" in metrics
     assert [found["host_state"] for found in cluster_of(a)["hosts"]] == ["alive"]
     assert a.stop() == 0
 
