@@ -362,6 +362,9 @@ class Steward:
         if step.host == self._address:
             self.counters["claims"] += 1
             return
+        self._give(step, before, now)
+
+    def _give(self, step: Hand, before: Holding, now: float) -> None:
         self.counters["moves_out"] += 1
         if step.host != NOBODY:
             self._given[step.shard] = _Given(step.turn + 1, before.epoch, step.host, now + self._handover_seconds_max)
@@ -390,6 +393,7 @@ class Steward:
             held = [holding for holding in view.holdings if holding.host == self._address]
             self._earlier = {holding.shard: holding.turn for holding in held if holding.shard not in self._running}
         self._find_sources(before, view)
+        self._find_given(before, view, now)
         if self._joined and sent_at >= self._lease_from > -math.inf and now < self.lease_until:
             self._lapsed = False
             self._began = True
@@ -408,7 +412,9 @@ class Steward:
             if not self._is_own(holding):
                 continue
             last = before.holdings[shard] if before is not None and shard < len(before.holdings) else None
-            if (last is not None and (last.host, last.turn) == (self._address, turn)) or shard in self._running:
+            if (last is not None and (last.host, last.turn) == (self._address, turn)) or self._running.get(shard) == Claim(
+                shard, self._address, turn
+            ):
                 continue
             hint = self._hints.pop(shard, None)
             if hint is not None and hint[0] == turn:
@@ -420,6 +426,14 @@ class Steward:
             sources = tuple(source for source in sources if source != self._address and self._watch.alive(source))
             self._sources[shard] = (turn, sources)
             self.counters["moves_in"] += bool(sources)
+
+    def _find_given(self, before: View | None, view: View, now: float) -> None:
+        """Find out which hand-overs were written whose answer was lost."""
+        for shard, host in list(self._moves.items()):
+            last = before.holdings[shard] if before is not None else Holding(shard)
+            if last.host == self._address and (view.holdings[shard].host, view.holdings[shard].turn) == (host, last.turn + 1):
+                del self._moves[shard]
+                self._give(Hand(shard, last.turn, host), last, now)
 
     def _plan(self) -> None:
         """Decide what to claim and what to give away, from what is known now."""
