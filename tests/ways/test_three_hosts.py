@@ -127,7 +127,7 @@ def cluster(tmp_path: Path, postgres_server: PostgresPlace) -> Iterator[Cluster]
 
 
 def test_the_commands_of_the_readme_are_true_of_three_hosts(cluster: Cluster) -> None:
-    """Every host takes every job and gives it, and lists all; a shard moves, a host drains, and says that it is not ready; a dead one is forgotten."""
+    """Every host takes every job and gives it, lists all, and takes steps over all; a shard moves, a host drains, and says that it is not ready; a dead one is forgotten."""
     status, enqueue, fetch, move, drain = cluster.commands()
 
     assert re.findall(r"^(\S+) +alive +2 ", cluster.run(status), re.MULTILINE) == sorted(cluster.addresses)
@@ -142,8 +142,14 @@ def test_the_commands_of_the_readme_are_true_of_three_hosts(cluster: Cluster) ->
         assert 24 == len(host.request("GET", "/find?job_id=1&limit=100").json()["jobs"])
     for number, queue in enumerate(queues):
         assert number == cluster.hosts[(number + 1) % HOSTS].request("GET", f"/next?queue={queue}").json()["payload"]
+    step = [{"id": "2", "queue": queue, "timeout": 30, "max_retries": 0, "payload": "step"} for queue in queues]
+    assert 202 == cluster.hosts[0].request("POST", "/v2/queues/jobs", step).status
+    once = {"id": "3", "queue": queues[0], "timeout": 30, "payload": "once"}
+    assert [202] * HOSTS == [host.request("POST", "/enqueue", once, {"Idempotency-Key": "k"}).status for host in cluster.hosts]
+    for number, queue in enumerate(queues):
+        assert "step" == cluster.hosts[number % HOSTS].request("GET", f"/next?queue={queue}").json()["payload"]
     assert all(cluster.metric(place, "proteus_forwards_total") > 0 for place in range(HOSTS))
-    assert 25 == sum(cluster.metric(place, "proteus_jobs_enqueued_total") for place in range(HOSTS))
+    assert 50 == sum(cluster.metric(place, "proteus_jobs_enqueued_total") for place in range(HOSTS))
     cluster.run(move)
     eventually(lambda: cluster.owner(0) == cluster.addresses[1], MOVE_SECONDS_MAX)
     cluster.run(drain)
