@@ -287,6 +287,14 @@ class Cluster:
         self.hear()
         return pid
 
+    async def order(self, what: str, body: Mapping[str, object]) -> None:
+        """Ask any host for what an operator wants of the cluster. One that refuses is trouble."""
+        server = self.pick().server
+        assert server is not None
+        answer = await asyncio.to_thread(server.request, "POST", f"/v1/cluster/{what}", body, {"content-type": "application/json"})
+        if answer.status >= 300:
+            self.trouble.append(f"{what} {dict(body)}: {answer.status} {answer.body[:200]!r}")
+
     # --- what is waited for ----------------------------------------------------------------------------------------
 
     async def wait_settled(self, seconds_max: float = SETTLE_SECONDS_MAX) -> None:
@@ -301,6 +309,14 @@ class Cluster:
 
         if not self._alone:
             await self._wait(is_left, seconds_max, f"nobody takes the shards of {host.name}")
+
+    async def wait_served_by(self, shard: int, host: Host, seconds_max: float = SETTLE_SECONDS_MAX) -> None:
+        """Wait until a host serves a shard."""
+
+        async def is_served() -> bool:
+            return self.serving.get(shard, (0, ""))[1] == host.name
+
+        await self._wait(is_served, seconds_max, f"shard {shard} does not come to {host.name}")
 
     async def _is_settled(self) -> bool:
         if self._alone:

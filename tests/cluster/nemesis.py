@@ -220,6 +220,31 @@ async def roll(cluster: Cluster) -> AsyncIterator[str]:
         yield ", ".join(host.name for host in hosts)
 
 
+@asynccontextmanager
+async def move(cluster: Cluster) -> AsyncIterator[str]:
+    """Let an operator move a shard to another host, and take the wish back."""
+    _others(cluster)
+    async with orderly(cluster):
+        shard = cluster.random.choice(sorted(cluster.serving))
+        host = cluster.random.choice([host for host in cluster.up() if host.name != cluster.serving[shard][1]])
+        await cluster.order("move", {"shard": shard, "host": host.gate})
+        await cluster.wait_served_by(shard, host)
+        yield f"shard {shard} to {host.name}"
+        await cluster.order("move", {"shard": shard, "host": None})
+
+
+@asynccontextmanager
+async def drain(cluster: Cluster) -> AsyncIterator[str]:
+    """Let an operator drain a host, and let it take shards again."""
+    _others(cluster)
+    async with orderly(cluster):
+        host = cluster.pick()
+        await cluster.order("drain", {"host": host.gate, "draining": True})
+        await cluster.wait_left(host)
+        yield f"{host.name}"
+        await cluster.order("drain", {"host": host.gate, "draining": False})
+
+
 _ALL: tuple[Fault[Cluster], ...] = (
     Fault("host killed", kill_host, "", lasts=True, of_store=False),
     Fault("host killed and back", restart_killed, "", lasts=False, of_store=False),
@@ -238,6 +263,8 @@ _ALL: tuple[Fault[Cluster], ...] = (
     Fault("store paused", pause_store, "", lasts=True, of_store=True),
     Fault("host joins", join, "others", lasts=False, of_store=False),
     Fault("host leaves", leave, "others", lasts=False, of_store=False),
+    Fault("shard moved", move, "others", lasts=False, of_store=False),
+    Fault("host drained", drain, "others", lasts=False, of_store=False),
     Fault("all restarted", roll, "others", lasts=False, of_store=False),
 )
 FAULTS: dict[str, Fault[Cluster]] = {fault.name: fault for fault in _ALL}
