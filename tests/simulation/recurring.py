@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from proteus_shards.core.commands import Complete, Delivery, Done, Heartbeat, Outcome
+from proteus_shards.core.commands import Complete, Delivery, Done, Heartbeat, Outcome, Reason, Refused
 from proteus_shards.core.commands_control import PutSchedule
 from tests.simulation.disk import Violation
 from tests.simulation.steps import APART, Steps
@@ -46,6 +46,8 @@ class Recurrences(Steps):
     def _fired_answered(self, line: Line, op: Op, outcome: Outcome) -> None:
         """Take note of what was answered to a request about such a job."""
         command, fired = op.command, line.fired.get(op.command.id)
+        if fired is not None and isinstance(outcome, Refused) and outcome.reason is Reason.UNKNOWN and type(command) is not Heartbeat:
+            fired.run_id = None  # perhaps
         if fired is None or type(outcome) is not Done:
             return
         if type(command) is Heartbeat:

@@ -103,6 +103,8 @@ class Steps(Operators):
             if not view.permanents and self.plan.batch_rows_max is None and self.plan.batch_bytes_max is None:
                 raise Violation(f"{name_of(op)}: refused as invalid for no reason")
         else:
+            if APART in getattr(op.parts[0].command, "id", ""):
+                self._fired_answered(line, op.parts[0], Refused(reason, ""))
             return False
         return True
 

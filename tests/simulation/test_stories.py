@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proteus_shards.core.commands import Complete, Done, Enqueue, Heartbeat, Next
+from proteus_shards.core.commands import Complete, Done, Enqueue, Heartbeat, Next, Options
 from proteus_shards.core.commands_control import Change, Fail, SetQueue
 from proteus_shards.core.model import Batch, Mark, Row, Status
 from proteus_shards.core.placement import slot_of
@@ -180,3 +180,26 @@ def test_of_two_changes_in_doubt_the_later_may_have_taken_back_what_the_earlier_
 
     known = stage.oracle.lines[QUEUE].jobs["1"]
     assert (2, 0) == (known.seq, known.priority)
+
+
+def test_a_job_may_be_dead_when_it_is_stored() -> None:
+    """Its ttl was over before its commit, and nobody was told of either."""
+    stage = Stage()
+    asked = stage.ask(Enqueue(QUEUE, "1", 5, True, 0, b"8", options=Options(ttl_us=0)))
+    stage.store(1, "1", b"8", status=Status.DEAD, reason="expired")
+    stage.view.wall_max = WALL + 1
+
+    stage.oracle.audit(stage.view, QUEUE, [asked], restarted=False)
+
+    assert ["1"] == [letter.id for letter in stage.oracle.lines[QUEUE].dead]
+
+
+def test_where_a_job_stands_that_may_have_been_moved_is_open() -> None:
+    """Its clock stood still: the row is the same, whether it was moved or not."""
+    stage = Stage()
+    limbo = [stage.ask(enqueue("1", b"8")), stage.ask(Change(QUEUE, "1", 0, None))]
+    stage.store(1, "1", b"8")
+
+    stage.oracle.audit(stage.view, QUEUE, limbo, restarted=True)
+
+    assert stage.oracle.lines[QUEUE].jobs["1"].placeless
