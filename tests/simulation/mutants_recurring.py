@@ -7,12 +7,6 @@ from tests.simulation.planting import Patch, mutant, rewrite
 
 
 @mutant
-def time_not_written_with_its_job(patch: Patch) -> None:
-    """What a schedule has dealt with is known in memory only: after a restart it comes again."""
-    rewrite(patch, Recurring, "_note_change", "_record_key(schedule), value, undo)", "_record_key(schedule), pack_schedule(before), undo)")
-
-
-@mutant
 def time_comes_early(patch: Patch) -> None:
     """Schedules make their jobs some seconds before they are due."""
     rewrite(
