@@ -1,12 +1,10 @@
 """How a front reaches a shard: a Unix socket where it runs on this host, the gate of its host where it does not.
 
-Between hosts goes TLS, with certificates on both sides (`peering.py` says what is checked of them), or plain TCP where the settings allow it. A connection over which nothing
-is heard, though the peer should answer, is given up after `SILENT_SECONDS`.
+Between hosts goes TLS, with certificates on both sides (`peering.py` says what is checked of them), or plain TCP where the settings allow it.
 """
 
 from __future__ import annotations
 
-import socket
 from functools import lru_cache
 
 import trio
@@ -16,10 +14,9 @@ from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.hosts import Elsewhere
 from proteus_shards.ipc.messages import Goodbye, Hello, check_hello, decode_greeting, encode
-from proteus_shards.peering import Peering
+from proteus_shards.peering import Peering, watch
 
 RECEIVE_BYTES = 256 * 1024
-SILENT_SECONDS = 5
 
 
 def is_local(target: str) -> bool:
@@ -35,7 +32,7 @@ async def dial(target: str, settings: Settings) -> trio.abc.Stream:
     host, _, port = target.rpartition(":")
     stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
     try:
-        _watch(stream)
+        watch(stream)
         if context is None:
             return stream
         secured = trio.SSLStream(stream, context, https_compatible=True)
@@ -69,12 +66,3 @@ async def greet(stream: trio.abc.Stream, frames: FrameReader, own: Hello) -> tup
     if len(bodies) > 1 and not own.session:
         raise ProtocolError("the shard spoke before it was asked")
     return peer, bodies[1:]
-
-
-def _watch(stream: trio.SocketStream) -> None:
-    """Have the kernel find out when the other host is gone, or the way to it."""
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", SILENT_SECONDS * 1000)):
-        option = getattr(socket, name, None)
-        if option is not None:  # not every platform has each
-            stream.setsockopt(socket.IPPROTO_TCP, option, value)

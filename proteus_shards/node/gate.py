@@ -22,7 +22,7 @@ from proteus_shards.ipc.gates import decode_at_gate
 from proteus_shards.ipc.hosts import Elsewhere, Fetch, Nudge, encode
 from proteus_shards.ipc.messages import Goodbye, Hello
 from proteus_shards.node.luggage import give, read_frame
-from proteus_shards.peering import Peering
+from proteus_shards.peering import Peering, watch
 
 log = logging.getLogger("proteus_shards.node")
 
@@ -130,6 +130,7 @@ class Gate:
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            watch(accepted)
             context = self._peering.server()
             timeout = GREETING_SECONDS_MAX if context is not None else None
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, accepted, ssl=context, ssl_handshake_timeout=timeout)
