@@ -68,7 +68,7 @@ class Tenants:
     def apply(self, word: Shards) -> None:
         """Take the node's word of what is to run. What is new is started by `run`."""
         self._until = trio.current_time() + word.seconds
-        self._lapsed = False
+        self._lapsed = not word.starts  # where nothing is to run, nothing can run for too long
         self._ended = {claim: number for claim, number in self._ended.items() if number > word.heard}
         self._wanted = {start.claim: start for start in word.starts if start.claim not in self._ended}
         self._stop_unwanted()

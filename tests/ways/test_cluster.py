@@ -28,7 +28,8 @@ from tests.servers.redis import free_port
 __all__ = ["places"]
 
 SHARDS = 4
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 6.0  # a node process that is killed has to be back before that, on a busy machine too
+SECONDS_MAX = 90.0
 QUEUES = [next(queue for queue in map(str, count()) if shard_of(slot_of(queue), SHARDS) == shard) for shard in range(SHARDS)]
 
 StartHost = Callable[..., Server]
@@ -80,7 +81,7 @@ def enqueue(server: Server, name: str, queue: str, *, persist: bool = True) -> i
 def fill(server: Server, name: str, *, persist: bool = True) -> None:
     """Give every shard a job; what is refused for a moment is tried again."""
     for queue in QUEUES:
-        eventually(lambda queue=queue: enqueue(server, name, queue, persist=persist) in {202, 409})  # type: ignore[misc]
+        eventually(lambda queue=queue: enqueue(server, name, queue, persist=persist) in {202, 409}, SECONDS_MAX)  # type: ignore[misc]
 
 
 def taken(server: Server, queue: str) -> str | None:
@@ -93,7 +94,7 @@ def check_all(server: Server, name: str) -> None:
     """See that every shard has this job next."""
     for queue in QUEUES:
         found: list[str] = []
-        eventually(lambda queue=queue, found=found: found.append(taken(server, queue) or "") or found[-1])  # type: ignore[misc]
+        eventually(lambda queue=queue, found=found: found.append(taken(server, queue) or "") or found[-1], SECONDS_MAX)  # type: ignore[misc]
         assert found[-1] == name
 
 
@@ -106,7 +107,7 @@ def test_hosts_share_the_shards_and_hand_them_over(host: StartHost, tmp_path: Pa
     fill(a, "kept")
     fill(a, "in memory", persist=False)
     b = host("", *papers)
-    eventually(lambda: is_shared(a, b))
+    eventually(lambda: is_shared(a, b), SECONDS_MAX)
     for server in (a, b):
         assert server.request("GET", "/ready").status == 200
     check_all(b, "kept")
@@ -114,14 +115,14 @@ def test_hosts_share_the_shards_and_hand_them_over(host: StartHost, tmp_path: Pa
     assert served_here(a) == set(range(SHARDS))
     check_all(a, "in memory")
 
-    metrics = a.request("GET", "/metrics").body.decode()
     for line in (
         'proteus_claims_total{outcome="won"} 4.0',
         'proteus_moves_total{direction="out"} 2.0',
         'proteus_moves_total{direction="in"} 2.0',
     ):
-        assert f"\n{line}\n" in metrics
-    assert [found["host_state"] for found in cluster_of(a)["hosts"]] == ["alive"]
+        eventually(lambda line=line: f"\n{line}\n" in a.request("GET", "/metrics").body.decode())  # type: ignore[misc]
+    eventually(lambda: [found["host_state"] for found in cluster_of(a)["hosts"]] == ["alive"])
+
     assert a.stop() == 0
 
 
@@ -155,7 +156,7 @@ def test_a_host_that_is_killed_is_missed_soon(host: StartHost) -> None:
     """The other serves its shards, and it takes its share again when it comes back under its address. What its node process does when it is killed harms no shard."""
     address = f"127.0.0.1:{free_port()}"
     a, b = host(), host(address)
-    eventually(lambda: is_shared(a, b))
+    eventually(lambda: is_shared(a, b), SECONDS_MAX)
     fill(a, "kept")
     pids = shards_of(a)
     os.kill(next(pid for pid, command in a.children().items() if command.endswith("proteus_shards.node")), signal.SIGKILL)
@@ -163,13 +164,13 @@ def test_a_host_that_is_killed_is_missed_soon(host: StartHost) -> None:
         os.kill(pid, signal.SIGKILL)
     killed_at = time.monotonic()
     b.kill()
-    eventually(lambda: served_here(a) == set(range(SHARDS)), 60)
+    eventually(lambda: served_here(a) == set(range(SHARDS)), SECONDS_MAX)
     waited_seconds = time.monotonic() - killed_at
     assert pids <= shards_of(a)  # its own shards went on
     check_all(a, "kept")
     assert waited_seconds > LEASE_SECONDS / 2  # not before it could be known
     c = host(address)
-    eventually(lambda: is_shared(a, c))
+    eventually(lambda: is_shared(a, c), SECONDS_MAX)
     fill(c, "again")
     check_all(a, "again")
 
