@@ -24,7 +24,7 @@ class StartError(ProteusError):
 
 
 class ReplacedError(StartError):
-    """Another server was started on the same store, and has its shards now."""
+    """Another server was started in the place of this one, on its store or under its address in a cluster, and has its shards now."""
 
 
 class ProtocolError(ProteusError):

@@ -187,7 +187,7 @@ class Supervisor:
         if self._node is not None:
             self._node.finish()
         if order.fault:
-            self._fail(StartError(order.fault))
+            self._fail(ReplacedError(order.fault))
 
     def _fail(self, failure: StartError) -> None:
         self._failure = self._failure or failure

@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 import trustme
 
+from proteus_shards.cli import EXIT_REPLACED
 from proteus_shards.cluster.model import Host
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.store.registry import make_register
@@ -140,7 +141,7 @@ def test_a_host_that_cannot_be_one_says_why(host: StartHost, url: str, tmp_path:
         assert text in ended.stderr
 
     asyncio.run(join(url, Host(address, "another", 1, "1")))
-    assert first.wait() == 1
+    assert first.wait() == EXIT_REPLACED
     assert f"another server has joined the cluster as {address}" in first.log()
 
 
