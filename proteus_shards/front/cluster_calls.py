@@ -154,4 +154,4 @@ def _read(decoder: msgspec.json.Decoder[Any], body: bytes, rules: Rules) -> Any:
 
 def _shown(cluster: Cluster) -> Answer:
     shown = cluster.shown()
-    return json_answer(shown) if shown is not None else _NO_NODE.answer()
+    return json_answer(shown) if shown is not None else Problem(status=503, detail=cluster.unready()[0]).answer()

@@ -102,8 +102,10 @@ class Cluster:
     def unready(self) -> list[str]:
         """Return why this host should get no requests, if it should not."""
         said = self.said
-        if said is None or not self._connected:
+        if not self._connected:
             return ["the node process of this host is away"]
+        if said is None:
+            return ["the node process of this host has not seen the cluster yet"]
         reasons = []
         if not self._here:
             reasons.append("this host holds no shard")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from proteus_shards.config import socket_path
+from proteus_shards.config import node_socket_path, socket_path
 from proteus_shards.front import owners as owners_module
 from proteus_shards.front.owners import Cluster
 from proteus_shards.ipc.hosts import Asked, Drain, Elsewhere, FrontMessage, Move, Stale
@@ -193,3 +193,24 @@ async def test_the_cluster_is_counted(host: Host) -> None:
         ("proteus_cluster_store_away",): 0,
         ("proteus_leases_held",): 1,
     } == found
+
+
+async def test_a_node_that_has_said_nothing_yet_is_there(tmp_path: Path) -> None:
+    """But its host is not ready."""
+    said: list[str] = []
+    cluster = Cluster(str(tmp_path), [], 5.0)
+    async with trio.open_nursery() as nursery:
+        sock = trio.socket.socket(trio.socket.AF_UNIX)
+        await sock.bind(node_socket_path(str(tmp_path)))
+        sock.listen()
+        nursery.start_soon(cluster.run)
+        stream, _ = await sock.accept()
+        with trio.fail_after(PATIENCE_SECONDS):
+            while not cluster.connected:
+                await trio.lowlevel.checkpoint()
+        said += cluster.unready()
+        stream.close()
+        nursery.cancel_scope.cancel()
+    sock.close()
+
+    assert ["the node process of this host has not seen the cluster yet"] == said
