@@ -242,7 +242,7 @@ class ClusterShard(msgspec.Struct, frozen=True, kw_only=True):
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster, as the host that answered sees it."""
 
-    here: str  # that host
+    seen_from: str  # that host
     store_away: bool  # all this may be old
     hosts: list[ClusterHost]
     owners: list[ClusterShard]

@@ -32,9 +32,9 @@ class OwnerShown(msgspec.Struct, frozen=True):
 
 
 class ClusterShown(msgspec.Struct, frozen=True):
-    """All of it."""
+    """All of it, as the host `seen_from` sees it."""
 
-    here: str
+    seen_from: str
     store_away: bool
     hosts: list[HostShown]
     owners: list[OwnerShown]
@@ -44,7 +44,7 @@ def cluster_shown(said: Owners, *, store_away: bool) -> ClusterShown:
     """Return what a node has said as it is shown."""
     held = Counter(owner.host for owner in said.owners)
     return ClusterShown(
-        here=said.own,
+        seen_from=said.own,
         store_away=store_away,
         hosts=[HostShown(host.address, state_of(host), host.version, held[host.address]) for host in said.hosts],
         owners=[

@@ -15,6 +15,7 @@ from proteus_shards.core.model import NAME_LENGTH_MAX
 from proteus_shards.core.queue_settings import SECONDS_MAX
 from proteus_shards.core.schedules import NAME_LENGTH_MAX as SCHEDULE_NAME_MAX
 from proteus_shards.core.views import CURSOR
+from proteus_shards.front.cluster_calls import HOST_LENGTH_MAX
 from proteus_shards.front.once import LENGTH_MAX as IDEMPOTENCY_LENGTH_MAX
 
 NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": NAME_LENGTH_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]+$"}
@@ -44,6 +45,7 @@ RULES: dict[str, dict[str, Any]] = {
     "last_at": INSTANT,
     "held_by": UUID,
     "key": NAME,
+    "host": {"type": "string", "minLength": 1, "maxLength": HOST_LENGTH_MAX},
 }
 
 TYPE_NAMES = {
@@ -171,14 +173,15 @@ MEANINGS: dict[str, str] = {
     "ids": "Only the jobs with these ids.",
     "crash_loops": "Processes that end again and again.",
     "shard": "The number of a shard.",
-    "host": "The address of a host of the cluster, as its node_address says; null while nobody has the shard.",
+    "host": "The address of a host of the cluster, as its node_address says. Null, of a shard: nobody has it, or whoever wants it may.",
     "draining": "True: it gives its shards away and gets no more. False: it takes shards again.",
     "host_state": "How it is: alive, draining or dead.",
     "shards_held": "How many shards it has.",
     "turn": "Goes up with every change of host.",
     "epoch": "The number of the fence under which the shard's process commits.",
     "shards_here": "In a cluster: the shards of this host.",
-    "here": "Whether it is here: the address of the host that answers, or whether that host runs the shard.",
+    "here": "Whether the host that answers runs the shard.",
+    "seen_from": "The host that answers.",
     "wanted": "The host that an operator wants it on.",
     "store_away": "Whether all this may be old, as the store cannot be asked.",
     "hosts": "The hosts.",

@@ -72,7 +72,7 @@ async def test_the_cluster_is_shown(front: Front) -> None:
     status, shown = await front.ask("GET", "/v1/cluster")
 
     assert 200 == status
-    assert {"here": HERE, "store_away": False} == {name: shown[name] for name in ("here", "store_away")}
+    assert {"seen_from": HERE, "store_away": False} == {name: shown[name] for name in ("seen_from", "store_away")}
     assert {"host": HERE, "host_state": "alive", "version": "1.0", "shards_held": 1} == shown["hosts"][0]
     assert [
         {"shard": 0, "host": HERE, "turn": 1, "epoch": 1, "here": True, "wanted": None},

@@ -63,7 +63,7 @@ function hostRow(admin) {
     update(host, cluster, frame) {
       setText(name, host.host);
       setAttribute(name, "title", host.host);
-      own.hidden = host.host !== cluster.here;
+      own.hidden = host.host !== cluster.seen_from;
       const [kind, word, means] = STATES[host.host_state];
       setText(badge, word);
       setAttribute(badge, "class", "badge " + kind);

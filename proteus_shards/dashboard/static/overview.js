@@ -141,7 +141,7 @@ export function overview() {
     }
     const frame = live.frame;
     if (frame === null) return;
-    setText(whose, frame.cluster ? "of the host " + frame.cluster.here : "");
+    setText(whose, frame.cluster ? "of the host " + frame.cluster.seen_from : "");
     for (const shard of frame.shards) {
       if (!rows.has(shard.shard)) {
         rows.set(shard.shard, shardRow());
