@@ -75,6 +75,8 @@ class _Ready(msgspec.Struct, frozen=True):
 def shapes_of(schemas: Schemas, settings: Settings) -> dict[str, Schema]:
     """Return what bodies may be, by the names that the calls use."""
     job = schemas.of(job_bodies._JobBody)  # noqa: SLF001 the very types that are decoded and encoded
+    for field in ("timeout", "max_retries"):  # what stands for "left out" there is no value
+        schemas.components["NewJob"]["properties"][field].pop("default", None)
     delivered = schemas.of(answers._JobView)  # noqa: SLF001
     problem = schemas.of(answers._ProblemView)  # noqa: SLF001
     accepted = schemas.of(_Accepted)

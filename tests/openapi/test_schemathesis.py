@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartServer, server_environ
+from tests.dashboard.cluster_site import Site
 from tests.servers.places import place, places
 
 __all__ = ["place", "places"]
@@ -60,3 +61,9 @@ def test_it_holds_without_the_fast_lane(start_server: StartServer, tmp_path: Pat
     server = start_server("--store", "memory:", "--wait-seconds-max", "0.01", "--no-fast-lane")
 
     conform(server.url, tmp_path, "--phases", "fuzzing", "--max-examples", "4")
+
+
+def test_the_calls_about_a_cluster_are_as_the_document_says(tmp_path: Path) -> None:
+    """Before a front whose node grants every wish."""
+    with Site(tmp_path) as site:
+        conform(site.url, tmp_path, "--phases", "coverage", "--include-tag", "Cluster")
