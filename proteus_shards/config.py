@@ -112,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connections_max: _Count = 20_000
     bodies_bytes_max: Annotated[int, msgspec.Meta(ge=1 * KIB, le=_UNREACHABLE)] = 256 * MIB
     answers_bytes_max: Annotated[int, msgspec.Meta(ge=1 * KIB, le=_UNREACHABLE)] = 256 * MIB
+    quart_requests_max: _Count = 128
     connection_requests_max: _Count = 1_000_000
     connection_pipeline_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
     http2_streams_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100

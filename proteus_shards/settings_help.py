@@ -57,6 +57,8 @@ SETTINGS_HELP: dict[str, str] = {
     "connections_max": "most connections of one front; beyond it they wait to be accepted",
     "bodies_bytes_max": "most bytes of request bodies that have not come to their end, of all connections of one front; beyond it 429",
     "answers_bytes_max": "most bytes of answers that clients have not taken, of all connections of one front; beyond it jobs go back, and their next gets 429",
+    "quart_requests_max": "most requests that one front works on at once outside the fast lane (TLS, HTTP/2, large pages), those that wait for a body, a shard or a job aside; "
+    "beyond it 429",
     "connection_requests_max": "requests on one connection, after which it is closed",
     "connection_pipeline_max": "requests that one connection may send ahead of their answers; more are not read until then",
     "http2_streams_max": "requests under way at once on one HTTP/2 connection; beyond it the connection is ended",

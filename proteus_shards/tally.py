@@ -69,6 +69,9 @@ METRICS: dict[str, Metric] = {
         ("front", "kind"),
         "bytes held for clients: requests that are not whole, answers not taken (bodies_bytes_max, answers_bytes_max)",
     ),
+    "proteus_requests_at_work": Metric(
+        "gauge", ("front",), "requests worked on outside the fast lane, without those that wait (quart_requests_max)"
+    ),
     "proteus_connections": Metric("gauge", ("front", "way"), "open connections"),
     "proteus_connections_accepted_total": Metric("counter", ("front",), "connections accepted"),
     "proteus_link_up": Metric("gauge", ("front", "shard"), "1 where a front is connected to a shard"),

@@ -125,6 +125,11 @@ def too_many_unfinished() -> Problem:
     return Problem(status=429, detail="too many bytes of unfinished requests are held (bodies_bytes_max)")
 
 
+def too_many_at_once(requests_max: int) -> Problem:
+    """Return the problem of a request outside the fast lane for which there is no place."""
+    return Problem(status=429, detail=f"{requests_max} requests are worked on at once, more must come again (quart_requests_max)")
+
+
 def too_many_unsent(*, sure: bool) -> Problem:
     """Return the problem of an answer that is not kept for its client. `sure`: what was asked had no other effect than the jobs in it."""
     return Problem(status=429 if sure else 503, detail="too many bytes of answers wait to be taken; the jobs went back (answers_bytes_max)")

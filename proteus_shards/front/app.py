@@ -11,6 +11,7 @@ Decisions:
   is left neither idle nor closed, for ever. So once an answer is whole, Quart hears of a disconnect only after a while: soon enough for an
   HTTP/2 answer whose connection is gone, which waits to be sent for ever.
 - An answer that goes out before the whole request has come in closes an HTTP/1 connection, and says so.
+- What the front cannot work on at once is refused before Quart sees it (`admission`), but for the probes: whoever watches must not take a busy server for a dead one.
 - A body must arrive within request_seconds_max, or the answer is 408.
 """
 
@@ -28,7 +29,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from proteus_shards.config import Settings
 from proteus_shards.front import relay
 from proteus_shards.front.access import OPEN, check_route, rule_of
-from proteus_shards.front.answers import Answer, Problem, phrase_of, too_many_unfinished
+from proteus_shards.front.admission import BODY_SECONDS
+from proteus_shards.front.answers import Answer, Problem, phrase_of, too_many_at_once, too_many_unfinished
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.counts import OTHER
@@ -54,8 +56,10 @@ log = logging.getLogger("proteus_shards.front")
 
 FINISH_SECONDS_MAX = 2.0
 RECEIVE_TICKS = 4
+REFUSED_BODY_SECONDS = 1.0  # for the rest of a body that nobody will read, so that its connection can go on
 
 _NOTHING_HERE = Problem(status=404, detail="there is nothing at this path")
+_PROBES = frozenset({"/health", "/ready"})
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -136,6 +140,7 @@ class _Gate:
         self._settings = settings
         self._hosts = names_of(settings)
         self._access = None if open_to_all else router.access
+        self._admission = None if open_to_all else router.admission
 
     def _with_grant(self, scope: Any, connection: Connection | None) -> Any:
         """Return a request's scope with what its sender may do, where that matters."""
@@ -154,10 +159,19 @@ class _Gate:
         full = trio.CancelScope()  # of what is done where the body does not fit in
         lines = comes_in_lines(scope, path or "")
         is_http_1 = scope["http_version"].startswith("1")
+        body_due = trio.current_time() + BODY_SECONDS
         has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
+        async def receive_soon() -> Any:
+            if exchange.request_ended:
+                return await receive()
+            with trio.move_on_at(body_due):
+                return await receive()
+            with exchange.waiting():
+                return await receive()
+
         async def watched_receive() -> Any:
-            message = await receive()
+            message = await receive_soon()
             if message["type"] == "http.disconnect" and exchange.finishing:
                 await trio.sleep(FINISH_SECONDS_MAX)
             if message["type"] == "http.request":
@@ -205,6 +219,10 @@ class _Gate:
         )
         if broken is not None:
             await _send(send, broken.answer())
+        elif not self._admit(exchange, path):
+            await _read_briefly(receive, exchange)
+            busy = too_many_at_once(self._settings.quart_requests_max)
+            await _send(send, (busy if call is None else call.busy(busy)).answer())
         elif not comes_in_lines(scope, path or ""):
             with full:
                 await self._app(scope, receive, send)
@@ -213,10 +231,18 @@ class _Gate:
         elif not exchange.take_body(HELD_BYTES_MAX):
             await _send(send, too_many_unfinished().answer())
         else:
-            answer = await enqueue_as_it_comes(scope, receive, self._router, self._settings)
-            if answer is not None:
-                await read_rest(receive, lambda: exchange.request_ended, self._settings)
-                await _send(send, answer)
+            with exchange.waiting():  # its reading is paced by the shards
+                answer = await enqueue_as_it_comes(scope, receive, self._router, self._settings)
+                if answer is not None:
+                    await read_rest(receive, lambda: exchange.request_ended, self._settings)
+                    await _send(send, answer)
+
+    def _admit(self, exchange: Exchange, path: str | None) -> bool:
+        """Take a place for a request that needs one, and say whether it may go on."""
+        if self._admission is None or _counted_as(path or "") in _PROBES:
+            return True
+        exchange.place = self._admission.place()
+        return exchange.place is not None
 
 
 def _refused(scope: Any, route: str | None) -> Problem | None:
@@ -281,6 +307,13 @@ def _raw_path_of(scope: Any) -> bytes:
 
 def _host_of(scope: Any) -> bytes:
     return next((value for name, value in scope["headers"] if name in {b"host", b":authority"}), b"")
+
+
+async def _read_briefly(receive: Callable[[], Awaitable[Any]], exchange: Exchange) -> None:
+    """Throw away the body of a request that is refused: an answer before its end would close the connection."""
+    with trio.move_on_after(REFUSED_BODY_SECONDS):
+        while not exchange.request_ended and (await receive())["type"] == "http.request":
+            pass
 
 
 async def _send(send: Callable[[Any], Awaitable[None]], answer: Answer) -> None:

@@ -26,6 +26,7 @@ REFUSAL_LIMITS = (  # of 429
     "link_operations_max",
     "link_requests_max",
     "polls_max",
+    "quart_requests_max",
     "queue_jobs_max",
     "queues_max",
     "idempotency_keys_max",

@@ -27,9 +27,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from proteus_shards.core.commands import Delivery
+from proteus_shards.front.admission import Place
 from proteus_shards.front.answers import Answer, Problem, too_many_unsent
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
 from proteus_shards.front.router import Router
@@ -59,6 +61,7 @@ class Exchange:
         self._shared_before = 0  # what a shared connection had sent when the answer began
         self._held_bytes = [0, 0]  # of the body of the request, and of the answer, as counted for all connections
         self._status: int | None = None
+        self.place: Place | None = None  # None: it needs none
         self.finishing = False  # the last message of the answer is being sent
         self.request_ended = False  # the client's whole body has arrived
 
@@ -66,6 +69,10 @@ class Exchange:
     def begun(self) -> bool:
         """Whether an answer has begun."""
         return self._status is not None
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Wait for someone else without a place."""
+        return self.place.waiting() if self.place is not None else nullcontext()
 
     def hold(self, jobs: Sequence[Delivery]) -> None:
         """Answer for these jobs from now on."""
@@ -92,6 +99,8 @@ class Exchange:
         body: bytes = message.get("body", b"")
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            if self.place is not None:
+                self.place.leave()
         elif not message.get("more_body", False):
             self.finishing = True
         if self._connection is not None and self._is_shared:
@@ -119,6 +128,8 @@ class Exchange:
 
     def settle(self) -> None:
         """Give back what surely did not arrive. The exchange is over."""
+        if self.place is not None:
+            self.place.leave()
         self._router.bodies.give(self._held_bytes[0])
         self._router.answers.give(self._held_bytes[1])
         if self._jobs and self._surely_lost():

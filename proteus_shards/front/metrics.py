@@ -171,9 +171,11 @@ class Page:
         return samples
 
     def _held_samples(self) -> list[Sample]:
+        front = str(self._front)
         return [
-            ("proteus_held_bytes", [str(self._front), kind], budget.held)
-            for kind, budget in (("requests", self._router.bodies), ("answers", self._router.answers))
+            ("proteus_held_bytes", [front, "requests"], self._router.bodies.held),
+            ("proteus_held_bytes", [front, "answers"], self._router.answers.held),
+            ("proteus_requests_at_work", [front], self._router.admission.held),
         ]
 
     def _queue_samples(self, samples: Iterable[Sample]) -> list[Sample]:

@@ -82,16 +82,18 @@ async def respond(asked: Ask | Errand | Problem, router: Router) -> Response:
         asked = check_asked(grant, asked) or asked
     if isinstance(asked, Problem):
         return response_of(asked.answer())
+    exchange = exchange_of(request.scope)
     if not isinstance(asked, Ask):
-        shown, jobs = await carry_out(asked, router)
-        exchange = exchange_of(request.scope)
+        with exchange.waiting():
+            shown, jobs = await carry_out(asked, router)
         exchange.hold(jobs)
         return response_of(exchange.take_answer(shown, sure=type(asked) is NextOfSeveral))
-    outcome = await router.call(asked.command)
+    with exchange.waiting():
+        outcome = await router.call(asked.command)
     if type(outcome) is Delivered:
         # No await between the two: from the link's hands straight into the exchange's.
-        exchange_of(request.scope).hold(outcome.jobs)
-    return response_of(exchange_of(request.scope).take_answer(answer(asked, outcome), sure=True))
+        exchange.hold(outcome.jobs)
+    return response_of(exchange.take_answer(answer(asked, outcome), sure=True))
 
 
 async def carry_out(errand: Errand, router: Router) -> tuple[Answer, Sequence[Delivery]]:

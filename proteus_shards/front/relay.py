@@ -16,7 +16,7 @@ from proteus_shards.front import relay_v1 as v1
 from proteus_shards.front import relay_v2 as v2
 from proteus_shards.front.answers import Problem
 from proteus_shards.front.bodies import RELAY_PREFIXES, too_large, unpack_body
-from proteus_shards.front.relay_words import NOWHERE, Asked, name_of, without_body
+from proteus_shards.front.relay_words import NOWHERE, Asked, Dialect, name_of, without_body
 
 PREFIXES = RELAY_PREFIXES
 PATTERN_PREFIXES = ("/v1/queues/", "/v2/queues/")
@@ -87,10 +87,19 @@ class Call(msgspec.Struct, frozen=True):
             return too_large(settings.body_size_max, RELAY_PREFIXES[0])
         return msgspec.structs.replace(unpacked, plain=unpacked.detail)
 
+    def busy(self, problem: Problem) -> Problem:
+        """Return the problem of a call that may come again, in the words of its generation."""
+        dialect: Dialect = v1.V1 if (self.pattern or "").startswith(PATTERN_PREFIXES[0]) else v2.V2
+        told = dialect.backend(problem.detail, retryable=True)
+        return self._silent_problem(msgspec.structs.replace(problem, status=dialect.busy, plain=told))
+
     def _silent(self, asked: Any) -> Any:
         """Let an error of a HEAD or a next have no body."""
-        mute = isinstance(asked, Problem) and (self.method == "HEAD" or (self.pattern or "").endswith(_LIST))
-        return without_body(asked) if mute else asked
+        return self._silent_problem(asked) if isinstance(asked, Problem) else asked
+
+    def _silent_problem(self, problem: Problem) -> Problem:
+        mute = self.method == "HEAD" or (self.pattern or "").endswith(_LIST)
+        return without_body(problem) if mute else problem
 
 
 def in_plain_text(problem: Problem) -> Problem:

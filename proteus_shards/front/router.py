@@ -12,6 +12,7 @@ from proteus_shards.config import Settings
 from proteus_shards.core.commands import Command, Delivery, Next, Outcome, Refused, Statistics
 from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.front.access import Access
+from proteus_shards.front.admission import Admission
 from proteus_shards.front.budget import Budget
 from proteus_shards.front.counts import RequestCounts
 from proteus_shards.front.link import Link, LinkStatistics
@@ -32,6 +33,7 @@ class Router:
         self.draining = False
         self.bodies = Budget("bodies_bytes_max", settings.bodies_bytes_max)  # of requests that are not whole yet
         self.answers = Budget("answers_bytes_max", settings.answers_bytes_max)  # that no client has taken yet
+        self.admission = Admission(settings.quart_requests_max)  # of requests outside the fast lane
         self.watches: tuple[Watch, ...] = ()
         self.counts = RequestCounts()  # of all that is asked of this front, whoever serves it
 
