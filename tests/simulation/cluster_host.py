@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from proteus_shards.cluster.model import NOBODY, Claim
 from proteus_shards.cluster.steward import Call, Hand, Over, Rest, Run, Steward
 from tests.simulation.cluster_plan import SECOND
+from tests.simulation.disk import Violation
 from tests.simulation.loop import Timer
 
 if TYPE_CHECKING:
@@ -273,7 +274,12 @@ class SimHost:
         self.leaving = True
         self.steward.leave()
         self.after(0, self.pump)
-        self.after(LEAVE_SECONDS_MAX, self.world.kill, self)
+        self.after(LEAVE_SECONDS_MAX, self._give_up_leaving)
+
+    def _give_up_leaving(self) -> None:
+        if not self.left and self.world.plan.calm:
+            raise Violation(f"{self} could not leave in {LEAVE_SECONDS_MAX:g} s though nothing failed")
+        self.world.kill(self)
 
     def __str__(self) -> str:
         return f"{self.address}.{self.boot}"
