@@ -57,6 +57,12 @@ CONNECT_SECONDS_MAX = 30.0
 SCHEMES = ("postgres://", "postgresql://")
 
 _NEEDED = {"id", "queue", "timeout", "max_retries", "retries_remaining", "data", "state", "in_flight", "updated_at", "created_at"}
+_JOBS = """
+SELECT id, queue, extract(epoch FROM timeout)::float8 AS timeout, max_retries, retries_remaining, {data} AS payload,
+    {state} AS state, coalesce(in_flight, false) AS in_flight, {run_id} AS run_id, {run_at_us} AS run_at,
+    {updated_at} AS updated_at, {created_at} AS created_at
+FROM jobs ORDER BY {run_at}, created_at, queue, id
+"""  # what stands in braces is put there by this module
 _COLUMNS = """
 SELECT column_name, data_type FROM information_schema.columns
 WHERE table_name = 'jobs' AND table_schema = ANY (current_schemas(false))
@@ -150,12 +156,8 @@ def _query(columns: dict[str, str]) -> str:
     run_id = "run_id" if "run_id" in columns else "NULL::uuid"
     micros = "(extract(epoch FROM {})::numeric * 1000000)::bigint"
     text = {name: f"convert_to({name}::text, 'UTF8')" if columns[name] != "bytea" else name for name in ("data", "state")}
-    return f"""
-SELECT id, queue, extract(epoch FROM timeout)::float8 AS timeout, max_retries, retries_remaining, {text["data"]} AS payload,
-    {text["state"]} AS state, coalesce(in_flight, false) AS in_flight, {run_id} AS run_id, {micros.format(run_at)} AS run_at,
-    {micros.format("updated_at")} AS updated_at, {micros.format("created_at")} AS created_at
-FROM jobs ORDER BY {run_at}, created_at, queue, id
-"""  # noqa: S608  # put together from what stands here
+    times = {name: micros.format(name) for name in ("updated_at", "created_at")}
+    return _JOBS.format(run_at=run_at, run_at_us=micros.format(run_at), run_id=run_id, **text, **times)
 
 
 def _row_of(record: Any, seq: int) -> Row:
