@@ -1,4 +1,4 @@
-"""Relay's API, both generations, on the fast lane, on Quart and over HTTP/2: statuses, sentences, order of fields, and what clients rest on."""
+"""Relay's API, both generations, on the fast lane, on Quart and over HTTP/2, and on every store: statuses, sentences, order of fields, and what clients rest on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
@@ -15,9 +16,13 @@ from proteus_shards.config import Settings
 from proteus_shards.core.placement import shard_of, slot_of
 from tests.conftest import Answer, Server, StartServer
 from tests.front.sites import trusting, with_tls
+from tests.servers.places import Places, places
 from tests.ways.test_ways import RUN_ID, Step, Way
 
+__all__ = ["places"]
+
 WAYS = ["fast lane", "Quart", "HTTP/2"]
+STORES = ["postgres", "redis", "dynamodb"]  # on the fast lane
 V1_FIELDS = ["id", "queue", "timeout", "max_retries", "payload", "state", "run_at", "updated_at"]
 V2_FIELDS = [
     "queue",
@@ -78,11 +83,13 @@ class Asker:
         return found
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def asker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
-    """Return who asks a server in one of the ways, the same for all tests."""
+@pytest.fixture(scope="module", params=[*WAYS, *STORES])
+def asker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, places: Places) -> Iterator[Asker]:
+    """Return who asks a server in one of the ways, or on one of the stores, the same for all tests."""
     folder = tmp_path_factory.mktemp("relay")
     options = ["--port", "0", "--shards", "2"]
+    if request.param in STORES:
+        options += ["--store", places.of(request.param)(f"relay-{uuid4().hex[:12]}")]
     if request.param == "Quart":
         options.append("--no-fast-lane")
     if request.param == "HTTP/2":
