@@ -20,7 +20,7 @@ from proteus_shards.surroundings import watchdog_seconds
 from proteus_shards.tally import CRASH_LOOP_MIN
 from tests.conftest import Server, StartServer, eventually
 
-HANG = ("--hang-seconds-max", "3")
+HANG = ("--hang-seconds-max", "5")
 
 
 def pid_of(server: Server, name: str) -> int | None:
