@@ -8,7 +8,7 @@ import msgspec
 
 from proteus_shards.cluster import spread as spread_module
 from proteus_shards.cluster import steward as steward_module
-from proteus_shards.cluster.model import Claim, Host
+from proteus_shards.cluster.model import Claim
 from proteus_shards.cluster.spread import spread
 from proteus_shards.cluster.steward import Steward
 from proteus_shards.cluster.watch import Watch
@@ -168,14 +168,3 @@ def committed_without_the_epoch(patch: Patch) -> None:
 def epoch_lost_by_a_hand(patch: Patch) -> None:
     """A change of host begins the epochs anew."""
     rewrite(patch, Place, "hand", "held.turn + 1, held.epoch)", "held.turn + 1, 0)")
-
-
-@mutant
-def beat_takes_the_row_back(patch: Patch) -> None:
-    """A host that was replaced writes its beat over that of its successor."""
-
-    def beat(self: Place, host: Host) -> bool:
-        self.hosts[host.address] = host
-        return True
-
-    patch(Place, "beat", beat)

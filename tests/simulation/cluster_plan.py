@@ -54,9 +54,9 @@ class ClusterPlan:
                 self.events = ["outage"]  # and nothing else: nobody dies, so nothing may move
                 self.late = self.lost = 0.0
             elif self.kind == "honest" and self.chance(0.4):  # answers that take a good part of a lease, and hosts that lose it just then
-                self.events, self.late, self.lost, self.lease_seconds = ["cut"], 0.4, 0.0, 4.0
-                self.call_seconds_max, self.hosts, self.event_seconds = 2.0, max(2, self.hosts), 2.0
-                self.troubled_seconds = 60.0
+                self.events, self.late, self.lost, self.lease_seconds, self.delay_seconds = ["cut"], 0.3, 0.0, 4.0, 0.02
+                self.call_seconds_max, self.hosts, self.event_seconds = 2.0, max(3, self.hosts), 7.0
+                self.troubled_seconds = 90.0
         self.only_outages = self.events == ["outage"]
 
     def pick(self, options: Sequence[T]) -> T:
