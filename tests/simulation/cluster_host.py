@@ -39,6 +39,7 @@ class Process:
     ended: bool = False
     rows: int = 0
     number: int = 0  # of the process
+    born: int = 0  # µs
 
 
 @dataclass(eq=False)
@@ -196,7 +197,7 @@ class SimHost:
 
     def _start(self, claim: Claim, memory: str) -> None:
         self.steward.listed(claim)
-        process = Process(claim, memory)
+        process = Process(claim, memory, born=self.world.loop.now)
         self.processes[claim.shard] = process
         self.world.check_start(self, claim)
         self.world.tell(f"{self} starts shard {claim.shard} for turn {claim.turn}")

@@ -47,7 +47,7 @@ class ClusterWorld:
         self.calls = 0
         self.fingerprint = 0
         self._away = False  # the store
-        self._overdue = False  # the call that has its effect now was given up by its caller: what it rests on may be old
+        self._decided = 0  # not after this time, in µs, was that decided which the call that has its effect now is about
         self._parted: set[frozenset[str]] = set()
         self._boots = self._tokens = 0
         self._healed = False
@@ -244,12 +244,13 @@ class ClusterWorld:
             host.after(plan.delay_seconds if self._away else give_up, told, None)
             return
         out, back = self._delay(), self._delay()
+        sent = self.loop.now
         answered = False
 
         def arrive() -> None:
             if out is None or (self._away and not self._healed):
                 return
-            self._overdue = out >= give_up
+            self._decided = sent - 2 * round(give_up * SECOND)  # by a look that may have taken as long
             answer = act()
             if back is not None and out + back < give_up and not host.cut:
                 self.loop.after(round(back * SECOND), finish, answer)
@@ -321,8 +322,8 @@ class ClusterWorld:
             if other.address != held.host or other.paused:
                 continue
             process = other.processes.get(call.shard)
-            serving = process is not None and not process.stopping and process.claim.turn == held.turn
-            if (self.plan.kind != "wild" and serving and not self._overdue) or self.plan.calm or self.plan.only_outages:
+            serving = process is not None and not process.stopping and process.claim.turn == held.turn and process.born < self._decided
+            if (self.plan.kind != "wild" and serving) or self.plan.calm or self.plan.only_outages:
                 raise Violation(f"{host} claims shard {call.shard}, turn {call.turn + 1}, from {other}, which still has it")
 
     def check_handing(self, host: SimHost, call: Hand) -> None:
