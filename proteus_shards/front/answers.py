@@ -87,9 +87,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the same request may do better later."""
         return self.status in RETRYABLE
 
-    def answer(self) -> Answer:
+    def answer(self, *, counted: bool = True) -> Answer:
         """Return the problem as it goes out, and count it."""
-        count_problem(self.status, self.detail)
+        if counted:
+            count_problem(self.status, self.detail)
         headers = self.headers
         if self.status in WITH_RETRY_AFTER:
             headers += (("retry-after", str(max(1, self.retry_after))),)
@@ -113,6 +114,18 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             held_until=write_instant(self.held_until) if self.held_until is not None else None,
         )
         return Answer(self.status, headers, _encode(body))
+
+
+class Repeated(Problem, frozen=True, kw_only=True):
+    """A problem that many are told of in the same bytes."""
+
+    told: Answer
+
+    def answer(self, *, counted: bool = True) -> Answer:
+        """See `Problem`."""
+        if counted:
+            count_problem(self.status, self.detail)
+        return self.told
 
 
 def fault(field: str, rule: str) -> Problem:

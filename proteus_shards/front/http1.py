@@ -322,6 +322,7 @@ class AnswerWriter:
         self._date = b""
         self._common: dict[int, bytes] = {}
         self._before_length: dict[int, bytes] = {}
+        self._repeated: tuple[Answer | None, bytes] = (None, b"")  # what went out last of all others, in case it does again
 
     def tick(self) -> None:
         """Look at the clock."""
@@ -330,6 +331,7 @@ class AnswerWriter:
             self._date = date
             self._common.clear()
             self._before_length.clear()
+            self._repeated = (None, b"")
 
     def write(self, answer: Answer, *, keep_alive: bool, http10: bool) -> bytes:
         """Return the bytes of an answer."""
@@ -340,7 +342,11 @@ class AnswerWriter:
                 if before is None:
                     before = self._before_length[answer.status] = b"".join(_begin(answer, self._date))
                 return b"%bcontent-length: %d\r\n\r\n%b" % (before, len(body), body)
-            return write_answer(answer, self._date, keep_alive=keep_alive, http10=http10)
+            if not keep_alive or http10:
+                return write_answer(answer, self._date, keep_alive=keep_alive, http10=http10)
+            if answer is not self._repeated[0]:
+                self._repeated = (answer, write_answer(answer, self._date, keep_alive=True, http10=False))
+            return self._repeated[1]
         data = self._common.get(answer.status)
         if data is None:
             data = self._common[answer.status] = write_answer(answer, self._date, keep_alive=True, http10=False)

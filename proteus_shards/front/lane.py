@@ -43,17 +43,10 @@ from proteus_shards.front.doorway import Doorway
 from proteus_shards.front.errands import NextOfSeveral
 from proteus_shards.front.faults import log_fault
 from proteus_shards.front.heads import Fault, limits_of
-from proteus_shards.front.http1 import (
-    CONTINUE,
-    AnswerWriter,
-    Handover,
-    KnownHeads,
-    Need,
-    Request,
-    RequestReader,
-)
+from proteus_shards.front.http1 import CONTINUE, AnswerWriter, Handover, KnownHeads, Need, Request, RequestReader
 from proteus_shards.front.lane_routes import Route, Routes, serves
 from proteus_shards.front.operations import Ask, answer
+from proteus_shards.front.overflow import Overflow
 from proteus_shards.front.poller import READ, WRITE, make_poller
 from proteus_shards.front.router import Router
 
@@ -84,6 +77,7 @@ class Lane:
         self._known_heads = KnownHeads()
         self._poller = make_poller()
         self._answers = router.answers
+        self._overflow = Overflow(router)
         self._door = Doorway(listener, self._poller)
         self._clients: dict[int, Caller] = {}
         self._dirty: dict[Caller, None] = {}
@@ -149,6 +143,7 @@ class Lane:
             if not self._dirty:
                 await self._sender.park()
             dirty, self._dirty = self._dirty, {}
+            self._overflow.problem = None
             for client in dirty:
                 try:
                     self._send(client)
@@ -173,6 +168,7 @@ class Lane:
     def _handle_ready(self) -> None:
         listener = self._door.fileno()  # -1 once it is closed
         self._now = trio.current_time()
+        self._overflow.problem = None
         for fd, events in self._poller.poll():
             if fd == listener:
                 self._accept_some()
@@ -301,11 +297,13 @@ class Lane:
             self._fill(slot, log_fault(error).answer())
 
     def _ask(self, slot: Slot, request: Request, route: Route) -> None:
-        asked = understand(request, route[0], route[2], self._router.access, self._settings)
+        parse = route[0] if self._overflow.problem is None else self._overflow.instead_of(route[0])
+        asked = understand(request, parse, route[2], self._router.access, self._settings)
         if isinstance(asked, Ask):
             command = asked.command
             sent = self._router.submit(command, partial(self._take_outcome, slot, asked))
             if isinstance(sent, Refused):
+                self._overflow.note(sent)
                 self._fill(slot, answer(asked, sent))
             elif isinstance(command, Next):
                 slot.link, slot.number = sent

@@ -109,6 +109,15 @@ class Link(Wire):
         """Whether the shard has greeted and the link is up."""
         return self._connected
 
+    @property
+    def full(self) -> bool:
+        """Whether it is up, and would take no request for now."""
+        return self._connected and self._under_way.limit_hit(self._settings, 1) is not None
+
+    def note_refusal(self) -> None:
+        """Count a request that was refused without being asked of it."""
+        self._refused += 1
+
     def submit(self, command: Command, on_reply: OnReply, deadline_seconds: float | None = None) -> int | Refused:
         """Send a command, and return its number, or why it is surely not sent.
 

@@ -41,6 +41,11 @@ class Router:
         """Return the link to the shard that owns a queue."""
         return self.links[shard_of(slot_of(queue), len(self.links))]
 
+    @property
+    def full(self) -> bool:
+        """Whether no link would take a request for now."""
+        return all(link.full for link in self.links)
+
     def submit(self, command: QueueCommand, on_reply: OnReply) -> tuple[Link, int] | Refused:
         """Send a command to the shard of its queue; see `Link.submit`. Returns the link and the number, to abandon it by."""
         if self.watches:
