@@ -17,7 +17,7 @@ starts one, `ended` when no process is left. What it says in between is of no in
 
 **Others** are dead by `watch.py`. Which shard belongs where is `spread.py`'s.
 
-**Giving one away**: it is left out of `runs`; its process drains, commits, writes its luggage and ends; then `Hand`. The next one follows when the new host has opened the
+**Giving one away**: once its process has served here, and so has what was in memory where it came from, it is left out of `runs`; its process drains, commits, writes its luggage and ends; then `Hand`. The next one follows when the new host has opened the
 rows (their epoch has gone up), or has taken too long. So at any moment one shard is on the move, or a few when the host leaves.
 
 **Answers that are lost.** A call that failed or whose outcome nobody knows changes nothing here, but that a look comes before the next decision. So does a compare-and-set that another host has won.
@@ -30,12 +30,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TypeAlias
 
 import msgspec
 
 from proteus_shards.cluster.model import NOBODY, Claim, Holding, Host, View
 from proteus_shards.cluster.spread import spread
+from proteus_shards.cluster.steps import Beat, Call, Drain, Fault, Hand, Join, Leave, Look, Over, Rest, Run, Step, Want
 from proteus_shards.cluster.watch import Watch
 
 BEATS_PER_LEASE = 3
@@ -45,81 +45,6 @@ GIVEN_AT_ONCE_MAX = 1
 GIVEN_AT_ONCE_LEAVING_MAX = 4
 
 
-class Look(msgspec.Struct, frozen=True):
-    """Ask for the view."""
-
-
-class Join(msgspec.Struct, frozen=True):
-    """Write the own host."""
-
-    host: Host
-
-
-class Beat(msgspec.Struct, frozen=True):
-    """Write a sign of life."""
-
-    host: Host
-
-
-class Drain(msgspec.Struct, frozen=True):
-    """Say that a host gives its shards away, or takes shards again."""
-
-    host: str
-    draining: bool
-
-
-class Hand(msgspec.Struct, frozen=True):
-    """Give a shard to a host: a claim, where that is the own one."""
-
-    shard: int
-    turn: int
-    host: str
-
-
-class Want(msgspec.Struct, frozen=True):
-    """Write down where a shard is to be."""
-
-    shard: int
-    host: str
-
-
-class Leave(msgspec.Struct, frozen=True):
-    """Remove a host. `boot` is empty where any is meant."""
-
-    host: str
-    boot: str = ""
-
-
-class Rest(msgspec.Struct, frozen=True):
-    """Nothing is to be asked before this monotonic time, unless something else happens."""
-
-    until: float
-
-
-class Over(msgspec.Struct, frozen=True):
-    """Nothing is to be asked any more."""
-
-    replaced: bool  # by another host at this address; else it has left
-
-
-Call: TypeAlias = Look | Join | Beat | Drain | Hand | Want | Leave
-Step: TypeAlias = Call | Rest | Over
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One process that is to run. `sources`: hosts that may have luggage for it, to be asked in this order before it is started."""
-
-    claim: Claim
-    sources: tuple[str, ...] = ()
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """Why a wish of an operator cannot be written down."""
-
-    detail: str
-    missing: bool = False
-
-
 class _Given(msgspec.Struct, frozen=True):
     """A shard that was handed over, and is not yet opened by its new host as far as is known."""
 
@@ -127,6 +52,15 @@ class _Given(msgspec.Struct, frozen=True):
     epoch: int
     host: str
     until: float
+
+
+class _Taken(msgspec.Struct, frozen=True):
+    """A shard that has come here."""
+
+    turn: int
+    epoch: int  # before a process of this host has opened it
+    since: float
+    served: bool = False
 
 
 class Steward:
@@ -159,7 +93,8 @@ class Steward:
         self._claims: list[int] = []
         self._moves: dict[int, str] = {}  # shard that is being given away → to whom
         self._given: dict[int, _Given] = {}
-        self._pins: list[Want] = []
+        self._taken: dict[int, _Taken] = {}  # shard → the turn under which it came here
+        self._now = -math.inf
         self._beat = 0
         self._joined = False
         self._replaced = self._left = self._leaving = self._drain_said = False
@@ -190,8 +125,6 @@ class Steward:
             return Drain(self._address, draining=True)
         if not self._lapsed and (hand := self._next_hand()) is not None:
             return hand
-        if self._pins:
-            return self._pins[0]
         if self._leaving and self._is_bare():
             return Leave(self._address, self._boot)
         due = self._watch.due()
@@ -232,7 +165,6 @@ class Steward:
                 self._drain_said |= step.host == self._address and step.draining and bool(answer)
                 self._look_asked = True
             case Want():
-                self._pins = [pin for pin in self._pins if pin != step]
                 self._look_asked = True
             case Leave():
                 self._left |= step.host == self._address
@@ -285,6 +217,13 @@ class Steward:
             self._look_asked = True
         self._plan()
 
+    def served(self, claim: Claim) -> None:
+        """Note that the process under this claim serves: it has taken in what luggage there was."""
+        taken = self._taken.get(claim.shard)
+        if taken is None or taken.turn <= claim.turn:
+            self._taken[claim.shard] = _Taken(claim.turn, 0, self._now, served=True)
+        self._plan()
+
     def look_soon(self) -> None:
         """Have a look come next: somebody says that things have changed."""
         self._look_asked = True
@@ -331,7 +270,22 @@ class Steward:
     def _is_own(self, holding: Holding) -> bool:
         return holding.host == self._address and self._earlier.get(holding.shard) != holding.turn
 
+    def _note_taken(self, holding: Holding) -> None:
+        taken = self._taken.get(holding.shard)
+        if taken is None or taken.turn != holding.turn:
+            self._taken[holding.shard] = _Taken(holding.turn, holding.epoch, self._now)
+
+    def _may_give(self, holding: Holding) -> bool:
+        """Say whether an own shard may be given on: its process has served under this turn, and so has what luggage there was, or will not come to it any more."""
+        taken = self._taken.get(holding.shard)
+        if not self._is_own(holding) or self._fenced.get(holding.shard) == holding.turn:
+            return True  # no process of this host will ever serve it
+        if taken is None or taken.turn != holding.turn:
+            return False
+        return taken.served or holding.epoch > taken.epoch or self._now >= taken.since + self._handover_seconds_max
+
     def _check_lease(self, now: float) -> None:
+        self._now = max(self._now, now)
         if not self._lapsed and now >= self.lease_until:
             self._lapsed = True
             self._look_asked = True
@@ -356,11 +310,14 @@ class Steward:
         assert self.view is not None
         holdings = list(self.view.holdings)
         before = holdings[step.shard]
-        holdings[step.shard] = Holding(step.shard, step.host, step.turn + 1, before.epoch)
+        holdings[step.shard] = Holding(
+            step.shard, step.host, step.turn + 1, before.epoch, step.host if before.wanted == step.host else NOBODY
+        )
         self.view = View(self.view.hosts, tuple(holdings))
         self._moves.pop(step.shard, None)
         if step.host == self._address:
             self.counters["claims"] += 1
+            self._note_taken(holdings[step.shard])
             return
         self._give(step, before, now)
 
@@ -368,8 +325,6 @@ class Steward:
         self.counters["moves_out"] += 1
         if step.host != NOBODY:
             self._given[step.shard] = _Given(step.turn + 1, before.epoch, step.host, now + self._handover_seconds_max)
-            if before.wanted == step.host:  # what an operator has moved stays where it is
-                self._pins.append(Want(step.shard, step.host))
 
     def _lose(self, step: Hand) -> None:
         self._look_asked = True
@@ -411,6 +366,7 @@ class Steward:
             shard, turn = holding.shard, holding.turn
             if not self._is_own(holding):
                 continue
+            self._note_taken(holding)
             last = before.holdings[shard] if before is not None and shard < len(before.holdings) else None
             if (last is not None and (last.host, last.turn) == (self._address, turn)) or self._running.get(shard) == Claim(
                 shard, self._address, turn
@@ -449,7 +405,11 @@ class Steward:
         if self._leaving and not takers:
             targets |= {holding.shard: NOBODY for holding in view.holdings if holding.host == self._address}
         held = [holding for holding in view.holdings if holding.host == self._address]
-        gives = {holding.shard: targets[holding.shard] for holding in held if targets[holding.shard] != self._address}
+        gives = {
+            holding.shard: targets[holding.shard]
+            for holding in held
+            if targets[holding.shard] != self._address and (holding.shard in self._moves or self._may_give(holding))
+        }
         self._claims = [
             holding.shard
             for holding in view.holdings

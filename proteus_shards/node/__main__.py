@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from proteus_shards import __version__, logs
 from proteus_shards.boot import STDIN, NodeBoot, beat, read_boot, report
-from proteus_shards.cluster.steward import Over, Steward
+from proteus_shards.cluster.steps import Over
+from proteus_shards.cluster.steward import Steward
 from proteus_shards.config import BEAT_SECONDS, Failed, Ready, node_socket_path
 from proteus_shards.errors import ProteusError, StoreError
 from proteus_shards.ipc.hosts import Owners

@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from proteus_shards.cluster.steward import Drain, Fault, Leave, Want
+from proteus_shards.cluster.steps import Drain, Fault, Leave, Want
 from proteus_shards.errors import ProtocolError
 from proteus_shards.ipc.frames import FrameReader, pack_frame
 from proteus_shards.ipc.hosts import Asked, Forget, Move, Owners, Stale, decode_from_front, encode

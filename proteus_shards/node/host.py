@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proteus_shards.cluster.steward import Hand, Run, Steward
+from proteus_shards.cluster.steps import Hand, Run
+from proteus_shards.cluster.steward import Steward
 from proteus_shards.config import luggage_path
 from proteus_shards.core.commands import Sample
 from proteus_shards.ipc.hosts import Elsewhere, HostSeen, Nudge, Owner, Owners
@@ -49,6 +50,8 @@ class HostState:
         self._order = say
         self._starts = {claim: Start(claim) for claim in boot.running}
         self._serving = set(boot.serving)
+        for claim in boot.serving:
+            steward.served(claim)
         self._fetching: dict[Claim, asyncio.Task[None]] = {}
         self._said: tuple[tuple[Start, ...], float, int] | None = None
         self._heard = 0  # ends of processes
@@ -125,6 +128,7 @@ class HostState:
         match order:
             case Serving():
                 self._serving.add(claim)
+                self._steward.served(claim)
             case Away():
                 self._serving.discard(claim)
             case Ended():

@@ -66,6 +66,10 @@ async def fetch(peering: Peering, sources: Sequence[str], run_dir: str, shard: i
         if size is not None:
             log.info("luggage fetched", extra={"shard": shard, "turn": turn, "from": source, "bytes": size})
             return path
+    if len(sources) == 1:  # who has handed it over is known
+        log.warning(
+            "a shard came without luggage: what it had in memory only is lost, if there was anything", extra={"shard": shard, "turn": turn}
+        )
     return ""
 
 

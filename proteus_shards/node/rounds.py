@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 from proteus_shards.cluster.model import NOBODY, View
-from proteus_shards.cluster.steward import Beat, Call, Drain, Fault, Hand, Join, Leave, Look, Over, Rest, Steward, Want
+from proteus_shards.cluster.steps import Beat, Call, Drain, Fault, Hand, Join, Leave, Look, Over, Rest, Want
+from proteus_shards.cluster.steward import Steward
 from proteus_shards.errors import StoreError
 from proteus_shards.store.register import Register
 

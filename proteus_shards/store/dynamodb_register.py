@@ -124,20 +124,28 @@ class DynamodbRegister:
         return not isinstance(outcome, Unmet)
 
     async def hand(self, shard: int, turn: int, host: str) -> bool:
-        """Give a shard to a host."""
+        """Give a shard to a host. Whether a wish is fulfilled by it is a condition of either of two ways to write it; nearly always it is the first."""
         if shard not in range((await self._opened()).shards):
             return False
+        return await self._hand(shard, turn, host, fulfils=False) or (bool(host) and await self._hand(shard, turn, host, fulfils=True))
+
+    async def _hand(self, shard: int, turn: int, host: str, *, fulfils: bool) -> bool:
         values = {":turn": {"N": str(turn)}, ":then": {"N": str(turn + 1)}, ":host": {"S": host}}
         update: dict[str, Any] = {
             "TableName": self._url.table,
             "Key": lease_key(lease_of(shard)),
-            "UpdateExpression": "SET #turn=:then, #host=:host REMOVE #wanted" if host else "SET #turn=:then REMOVE #wanted, #host",
+            "UpdateExpression": "SET #turn=:then, #host=:host" if host else "SET #turn=:then REMOVE #wanted, #host",
             "ConditionExpression": "#turn = :turn" if turn else "attribute_exists(pk) AND attribute_not_exists(#turn)",
             "ExpressionAttributeNames": {"#turn": "turn", "#host": "host", "#wanted": "wanted"},
             "ExpressionAttributeValues": {
                 name: value for name, value in values.items() if (name, turn) != (":turn", 0) and (name, host) != (":host", "")
             },
         }
+        if host and fulfils:
+            update["ConditionExpression"] += " AND #wanted = :host"
+        elif host:
+            update["UpdateExpression"] += " REMOVE #wanted"
+            update["ConditionExpression"] += " AND NOT #wanted = :host"
         outcome = await self._client.call("transact_write_items", transaction([{"Update": update}]), doubt=StoreUnknown)
         if isinstance(outcome, Unmet) and outcome.doubtful:
             raise StoreUnknown("an earlier attempt may have been written: DynamoDB no longer knows the token")

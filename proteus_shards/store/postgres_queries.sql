@@ -286,8 +286,8 @@ UPDATE host SET draining = $2 WHERE address = $1 RETURNING address;
 DELETE FROM host WHERE address = $1 AND ($2::text IS NULL OR boot = $2) RETURNING address;
 
 -- hand --
--- A compare-and-set on the turn: of two that wait for the row, the later one finds another.
-UPDATE lease SET host = $3, turn = turn + 1, wanted = ''
+-- A compare-and-set on the turn: of two that wait for the row, the later one finds another. A wish that is fulfilled stays, as a pin.
+UPDATE lease SET host = $3, turn = turn + 1, wanted = CASE WHEN wanted = $3 THEN wanted ELSE '' END
 WHERE name = $1 AND turn = $2 AND $4::integer < (SELECT shards FROM layout)
 RETURNING epoch;
 

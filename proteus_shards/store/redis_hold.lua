@@ -7,11 +7,15 @@
 -- Absent is as good as empty here, and turn 0: no lease of a store that never had hosts is written anew.
 
 local lease = KEYS[1]
-local held = redis.call('HMGET', lease, 'epoch', 'turn')
+local held = redis.call('HMGET', lease, 'epoch', 'turn', 'wanted')
 if not held[1] then return 'GONE' end
 if ARGV[1] == 'hand' and (held[2] or '0') ~= ARGV[2] then return 'CHANGED' end
 
-redis.call('HDEL', lease, 'wanted') -- first: a full memory lets it pass, and what follows with it
+if ARGV[1] ~= 'hand' or held[3] ~= ARGV[4] then -- a wish that is fulfilled stays, as a pin
+  redis.call('HDEL', lease, 'wanted') -- first: a full memory lets it pass, and what follows with it
+else
+  redis.call('HDEL', lease, '') -- there is none; for a full memory, as above
+end
 if ARGV[1] == 'hand' then
   redis.call('HSET', lease, 'turn', ARGV[3], 'host', ARGV[4])
 elseif ARGV[2] ~= '' then

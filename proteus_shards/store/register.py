@@ -47,7 +47,7 @@ class Register(Protocol):
         ...
 
     async def hand(self, shard: int, turn: int, host: str) -> bool:
-        """Give a shard to a host, or to `NOBODY`: the turn goes up by one, and `wanted` is emptied. False, and nothing is written, where the turn is another by now."""
+        """Give a shard to a host, or to `NOBODY`: the turn goes up by one. `wanted` stays where it is that host, which pins the shard there, and is emptied else. False, and nothing is written, where the turn is another by now."""
         ...
 
     async def want(self, shard: int, host: str) -> bool:

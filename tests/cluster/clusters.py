@@ -9,7 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from proteus_shards.cluster.model import NOBODY, Claim, Holding, Host, View
-from proteus_shards.cluster.steward import Beat, Call, Drain, Hand, Join, Leave, Look, Over, Rest, Steward, Want
+from proteus_shards.cluster.steps import Beat, Call, Drain, Hand, Join, Leave, Look, Over, Rest, Want
+from proteus_shards.cluster.steward import Steward
 
 LEASE_SECONDS = 8.0
 CALL_SECONDS = 0.01
@@ -51,7 +52,7 @@ class Book:
                 held = self.holdings[shard]
                 if held.turn != turn:
                     return False
-                self.holdings[shard] = Holding(shard, address, turn + 1, held.epoch)
+                self.holdings[shard] = Holding(shard, address, turn + 1, held.epoch, address if held.wanted == address else NOBODY)
                 self.hands += 1
                 return True
             case Want(shard, address):

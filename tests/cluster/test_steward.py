@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proteus_shards.cluster.model import NOBODY, Claim, Holding, Host
-from proteus_shards.cluster.steward import Beat, Drain, Fault, Hand, Join, Leave, Look, Over, Rest, Run, Steward, Want
+from proteus_shards.cluster.steps import Beat, Drain, Fault, Hand, Join, Leave, Look, Over, Rest, Run, Want
+from proteus_shards.cluster.steward import Steward
 from tests.cluster.clusters import LEASE_SECONDS, Book, Cluster
 
 
@@ -365,6 +366,7 @@ def test_a_hand_over_whose_answer_was_lost_is_found_written() -> None:
         runs = steward.runs(now) or ()
         for run in runs:
             steward.listed(run.claim)
+            steward.served(run.claim)
         if isinstance(step, Rest):
             if now > 102 and steward.counters["claims"]:
                 book.take(Want(0, "b:1")) if not lost else None
@@ -416,3 +418,30 @@ def test_a_beat_whose_answer_was_lost_is_not_sent_again_with_the_same_number() -
         steward.told(step, None if lost else answer, now, now)
 
     assert beats == sorted(set(beats))
+
+
+def test_a_shard_is_given_on_only_once_it_was_served_here() -> None:
+    """What was in memory only, where it comes from, would be lost on the way else. A process that does not come to it is not waited for without end."""
+    steward = Steward("a:1", "1", "1", LEASE_SECONDS)
+    book = Book(1)
+    now = 100.0
+    given: list[float] = []
+    while now < 130 and not given:
+        now += 0.01
+        book.hosts["b:1"] = Host("b:1", "1", int(now * 100), "1")
+        if now > 103 and book.holdings[0].wanted != "b:1":
+            book.take(Want(0, "b:1"))
+        for run in (runs := steward.runs(now) or ()):
+            steward.listed(run.claim)
+        if not runs and steward.counters["claims"]:
+            steward.ended(Claim(0, "a:1", 1))
+        step = steward.step(now)
+        assert not isinstance(step, Over)
+        if isinstance(step, Rest):
+            continue
+        if isinstance(step, Hand) and step.host == "b:1":
+            given.append(now)
+        steward.told(step, book.take(step), now, now)
+
+    assert [round(when) for when in given] == [110]
+    assert book.holdings[0].wanted == "b:1"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proteus_shards.cluster.model import NOBODY, Holding
 from proteus_shards.cluster.spread import spread
-from proteus_shards.cluster.steward import Drain, Want
+from proteus_shards.cluster.steps import Drain, Want
 from tests.cluster.clusters import Cluster, Site
 
 SETTLE_SECONDS = 40.0

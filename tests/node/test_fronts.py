@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proteus_shards.cluster.steward import Drain, Fault, Leave, Want
+from proteus_shards.cluster.steps import Drain, Fault, Leave, Want
 from proteus_shards.ipc.frames import pack_frame
 from proteus_shards.ipc.hosts import Asked, Forget, Move, Owner, Owners, Stale, decode_from_node, encode
 from proteus_shards.ipc.hosts import Drain as DrainAsked

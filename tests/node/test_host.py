@@ -11,7 +11,8 @@ import msgspec
 
 from proteus_shards.boot import NodeBoot
 from proteus_shards.cluster.model import NOBODY, Claim
-from proteus_shards.cluster.steward import Drain, Fault, Leave, Over, Steward, Want
+from proteus_shards.cluster.steps import Drain, Fault, Leave, Over, Want
+from proteus_shards.cluster.steward import Steward
 from proteus_shards.config import luggage_path
 from proteus_shards.errors import StoreRefused
 from proteus_shards.ipc.hosts import Nudge, Owners

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from proteus_shards.cluster.model import NOBODY, Claim
-from proteus_shards.cluster.steward import Call, Hand, Over, Rest, Run, Steward
+from proteus_shards.cluster.steps import Call, Hand, Over, Rest, Run
+from proteus_shards.cluster.steward import Steward
 from tests.simulation.cluster_plan import SECOND
 from tests.simulation.disk import Violation
 from tests.simulation.loop import Timer

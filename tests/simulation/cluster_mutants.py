@@ -10,6 +10,7 @@ from proteus_shards.cluster import spread as spread_module
 from proteus_shards.cluster import steward as steward_module
 from proteus_shards.cluster.model import Claim
 from proteus_shards.cluster.spread import spread
+from proteus_shards.cluster.steps import Hand
 from proteus_shards.cluster.steward import Steward
 from proteus_shards.cluster.watch import Watch
 from tests.simulation.cluster_place import Place
@@ -87,7 +88,7 @@ def unknown_taken_for_done(patch: Patch) -> None:
     told = Steward.told
 
     def hopeful(self: Steward, step: Any, answer: Any, sent_at: float, now: float) -> None:
-        told(self, step, True if answer is None and isinstance(step, steward_module.Hand) else answer, sent_at, now)
+        told(self, step, True if answer is None and isinstance(step, Hand) else answer, sent_at, now)
 
     patch(Steward, "told", hopeful)
 
@@ -167,4 +168,4 @@ def committed_without_the_epoch(patch: Patch) -> None:
 @mutant
 def epoch_lost_by_a_hand(patch: Patch) -> None:
     """A change of host begins the epochs anew."""
-    rewrite(patch, Place, "hand", "held.turn + 1, held.epoch)", "held.turn + 1, 0)")
+    rewrite(patch, Place, "hand", "held.turn + 1, held.epoch,", "held.turn + 1, 0,")

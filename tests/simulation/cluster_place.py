@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from proteus_shards.cluster.model import NOBODY, Claim, Holding, Host, View
-from proteus_shards.cluster.steward import Beat, Call, Drain, Hand, Join, Leave, Look, Want
+from proteus_shards.cluster.steps import Beat, Call, Drain, Hand, Join, Leave, Look, Want
 
 
 class Place:
@@ -59,7 +59,7 @@ class Place:
         held = self.holdings[shard]
         if held.turn != turn:
             return False
-        self.holdings[shard] = Holding(shard, address, held.turn + 1, held.epoch)
+        self.holdings[shard] = Holding(shard, address, held.turn + 1, held.epoch, address if held.wanted == address else NOBODY)
         self.hands += 1
         return True
 

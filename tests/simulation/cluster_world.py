@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from proteus_shards.cluster.model import NOBODY, Claim
-from proteus_shards.cluster.steward import Call, Hand
+from proteus_shards.cluster.steps import Call, Hand
 from tests.simulation.cluster_host import Process, SimHost
 from tests.simulation.cluster_place import Place
 from tests.simulation.cluster_plan import SECOND, ClusterPlan

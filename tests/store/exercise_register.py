@@ -165,6 +165,20 @@ class RegisterExercise:
             assert (await register.look()).holdings[2] == holding
 
     @in_asyncio
+    async def test_a_wish_that_is_fulfilled_stays_as_a_pin(self, shared: SharedBacking) -> None:
+        """In the same write as the hand-over, so that nobody sees the shard there without it; the next host has none."""
+        async with opened_register(shared) as register:
+            turn = (await register.look()).holdings[2].turn
+            assert await register.want(2, A.address) is True
+            assert await register.hand(2, turn, A.address) is True
+            assert await register.hand(2, turn, A.address) is False
+            holding = (await register.look()).holdings[2]
+            assert (holding.wanted, holding.host, holding.turn) == (A.address, A.address, turn + 1)
+            assert await register.hand(2, turn + 1, B.address) is True
+            holding = (await register.look()).holdings[2]
+            assert (holding.wanted, holding.host, holding.turn) == (NOBODY, B.address, turn + 2)
+
+    @in_asyncio
     async def test_of_many_that_want_a_shard_one_gets_it(self, shared: SharedBacking) -> None:
         """At every turn anew."""
         registers = [shared.register() for _ in range(CONTENDERS)]

@@ -76,7 +76,8 @@ class MemoryPlace:
         """Give a shard to a host."""
         if not self._has(shard) or self.holdings[shard].turn != turn:
             return False
-        self.holdings[shard] = _replace(self.holdings[shard], host=host, turn=turn + 1, wanted=NOBODY)
+        wanted = host if self.holdings[shard].wanted == host else NOBODY
+        self.holdings[shard] = _replace(self.holdings[shard], host=host, turn=turn + 1, wanted=wanted)
         return True
 
     def want(self, shard: int, host: str) -> bool:
