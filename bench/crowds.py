@@ -50,6 +50,7 @@ class Load(msgspec.Struct):
     seconds: float = 0.0
     offered: int = 0
     unsent: int = 0
+    closed: int = 0  # connections that the server closed
     accepted: int = 0  # in time: before the clock stopped
     statuses: Counter[str] = msgspec.field(default_factory=Counter)
     accepted_ms: list[float] = msgspec.field(default_factory=list)  # of bursts that were accepted as a whole
@@ -240,6 +241,15 @@ def crowd(kind: str, count: int, seconds: float) -> dict[str, float]:
             }
 
 
+def _renewed(sock: socket.socket, selector: selectors.BaseSelector, port: int) -> socket.socket:
+    """Return a connection in the place of one that has ended."""
+    selector.unregister(sock)
+    sock.close()
+    fresh = socket.create_connection(("127.0.0.1", port), timeout=60)
+    selector.register(fresh, selectors.EVENT_READ)
+    return fresh
+
+
 def offer(port: int, seconds: float, rate: float | None, first: int, *, kept: bool = False) -> Load:
     """Offer bursts at a rate, or, without one, as a closed loop of `CLOSED` connections."""
     load = Load()
@@ -259,13 +269,19 @@ def offer(port: int, seconds: float, rate: float | None, first: int, *, kept: bo
         waiting[sock] = (time.monotonic(), b"")
 
     def receive(sock: socket.socket) -> None:
+        more = sock.recv(65536)
+        if not more:  # the server has closed
+            load.closed += 1
+            idle[:] = [*(each for each in idle if each is not sock), _renewed(sock, selector, port)]
+            waiting.pop(sock, None)
+            return
         since, data = waiting[sock]
         known = data.count(b"HTTP/1.1 202")
-        data += sock.recv(65536)
+        data += more
         if time.monotonic() < began + seconds:
             load.accepted += data.count(b"HTTP/1.1 202") - known
         heads = re.findall(rb"HTTP/1\.1 (\d{3}) ", data)
-        if len(heads) < BURST or (b"problem" in data and not data.endswith(b"}")):
+        if len(heads) < BURST or not data.endswith(b"\r\n\r\n" if heads[-1] == b"202" else b"}"):
             waiting[sock] = (since, data)
             return
         del waiting[sock]
@@ -320,6 +336,7 @@ def overload(seconds: float, *options: str, kept: bool = False, apart: bool = Tr
             "goodput_share": load.goodput / capacity.goodput,
             "refused_per_second": load.statuses["429"] / seconds,
             "unsent_per_second": load.unsent / seconds,
+            "closed_per_second": load.closed / seconds,
             "others": sum(count for status, count in load.statuses.items() if status not in {"202", "429"}),
             "accepted_p50_ms": quantile(load.accepted_ms, 0.5),
             "accepted_p99_ms": quantile(load.accepted_ms, 0.99),

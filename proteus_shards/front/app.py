@@ -199,7 +199,7 @@ class _Gate:
         connection = CURRENT_CONNECTION.get()
         scope = self._with_grant(scope, connection)
         if connection is not None:
-            connection.begin_exchange()
+            exchange.place = connection.begin_exchange()
         try:
             await self._answer({**scope, "path": path, SCOPE_KEY: exchange, relay.SCOPE_KEY: call}, full, watched_receive, watched_send)
         except Exception as error:  # noqa: BLE001 it is logged, and told as what it is
@@ -241,7 +241,7 @@ class _Gate:
         """Take a place for a request that needs one, and say whether it may go on."""
         if self._admission is None or _counted_as(path or "") in _PROBES:
             return True
-        exchange.place = self._admission.place()
+        exchange.place = exchange.place or self._admission.place()
         return exchange.place is not None
 
 

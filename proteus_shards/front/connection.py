@@ -10,6 +10,8 @@ Hypercorn takes any stream that looks like trio's. This one adds what Hypercorn 
   reset the connection, and the client may lose the answer that says why. So after its last byte it reads on for a moment, discarding.
 - It has a `Guard` read before Hypercorn does. After a violation Hypercorn gets nothing more to read: what it had is answered, then the client is told
   with one answer, unless the request that broke the rule has its answer already, and the connection ends.
+- What its front has no place for is turned away as soon as the guard has read it, if nothing else is under way: Hypercorn would spend on it as much as on an answer
+  (`turning`). The place of what passes is taken here, too, since a thousand connections may be read before the first request reaches the app.
 - A head that has begun must come to its end within a time. Hypercorn's own read timeout would cut waiting polls as well.
 - It knows whether an exchange is under way, so that a drain need not wait for a connection that owes nothing.
 - `abort` closes at once, from sync code, whatever Hypercorn shields.
@@ -25,11 +27,13 @@ from typing import TypeAlias
 
 import trio
 
+from proteus_shards.front.admission import Place
 from proteus_shards.front.counts import count_limit
 from proteus_shards.front.guard import Guard
-from proteus_shards.front.heads import Fault, HttpLimits
+from proteus_shards.front.heads import Fault, Head, HttpLimits
 from proteus_shards.front.http1 import write_answer
 from proteus_shards.front.tls import names_in
+from proteus_shards.front.turning import Turnstile
 
 LINGER_SECONDS_MAX = 1.0
 LINGER_BYTES_MAX = 8 * 1024 * 1024
@@ -53,6 +57,7 @@ class Connection(trio.abc.HalfCloseableStream):
         head_seconds_max: float = math.inf,
         unread: bytes = b"",
         limits: HttpLimits | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         # Hypercorn asks it for the addresses
         self.socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
@@ -62,7 +67,10 @@ class Connection(trio.abc.HalfCloseableStream):
         self.quiet_since = trio.current_time()  # when the last one was over
         self._head_seconds_max = head_seconds_max
         self._head_since: float | None = None  # when the first byte came of a request that has not begun
-        self._guard = Guard(limits) if limits is not None else None
+        self._turnstile = turnstile
+        self._told: list[bytes] = []  # what those are told that were turned away
+        self._place: Place | None = None  # of the request that has passed and has not reached the app
+        self._guard = Guard(limits, self._turn_away if turnstile is not None else None) if limits is not None else None
         self._begun = 0  # answers
         self._answered = 0  # requests that are over
         self._refused = False  # the client was told of a violation: whatever else would be said is not
@@ -79,10 +87,25 @@ class Connection(trio.abc.HalfCloseableStream):
         self._ended = trio.Event()
         self.client_names: frozenset[str] = frozenset()  # those of the client's certificate
 
-    def begin_exchange(self) -> None:
-        """Note that a request has begun: its head is whole."""
+    def begin_exchange(self) -> Place | None:
+        """Note that a request has begun: its head is whole. Returns the place that was taken for it, if one was."""
         self.exchanges += 1
         self._head_since = None
+        place, self._place = self._place, None
+        return place
+
+    def _turn_away(self, head: Head) -> bool:
+        """Have a request turned away that comes by itself, or take a place for it."""
+        assert self._guard is not None
+        assert self._turnstile is not None
+        if self._place is not None or self.exchanges or self._guard.requests > self._answered:
+            return False
+        found = self._turnstile.pass_or_tell(head)
+        if isinstance(found, bytes):
+            self._told.append(found)
+            return True
+        self._place = found
+        return False
 
     def note_answer(self) -> None:
         """Note that the answer to the request that began last is about to be sent."""
@@ -188,10 +211,19 @@ class Connection(trio.abc.HalfCloseableStream):
                 return b""
             if self._guard is not None and not self._finishing:
                 data = self._guard.feed(bytes(data))
+                if self._told:
+                    await self._tell()
             if data and not self._finishing:
                 return data
         await self._discard()
         return b""
+
+    async def _tell(self) -> None:
+        """Answer those that were turned away: all that came before them has its answer."""
+        told, self._told = self._told, []
+        self._head_since = None
+        self.quiet_since = trio.current_time()
+        await self._send(b"".join(told))
 
     async def _refuse(self, guard: Guard, fault: Fault) -> None:
         """Let what came before a violation be answered, tell the client of it, and hear it out for a moment."""
@@ -264,6 +296,9 @@ class Connection(trio.abc.HalfCloseableStream):
         """Close at once. Whoever sends or receives gets `trio.ClosedResourceError`."""
         self.broken = True
         self.socket.close()
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
 
 
 class SecureConnection(Connection):
@@ -279,9 +314,10 @@ class SecureConnection(Connection):
         stall_seconds_max: float,
         head_seconds_max: float,
         limits: HttpLimits | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         self._secured: Secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-        super().__init__(self._secured, stall_seconds_max, head_seconds_max, limits=limits)
+        super().__init__(self._secured, stall_seconds_max, head_seconds_max, limits=limits, turnstile=turnstile)
         self.transport_stream = stream
 
     async def do_handshake(self) -> None:

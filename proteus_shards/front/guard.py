@@ -9,10 +9,14 @@ body is followed to its end by the same rules. What passes:
 - A body passes as it came, as soon as it is understood. A chunk's size is held back until its line is whole.
 - A connection that begins with HTTP/2's preface, all 24 bytes of it, passes from there on unread.
 
+Whoever has the connection may turn a request away here, before anything is done for it: one whose body is there as a whole, so that what follows is the next head.
+
 The first violation is the last thing that is said of a connection: what came before it has passed, nothing after it does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from proteus_shards.front.heads import PREFACE, ChunkedBody, Fault, Head, HttpLimits, look_at_beginning, parse_head
 
@@ -22,12 +26,13 @@ _NOT_PASSED_ON = frozenset({b"upgrade", b"http2-settings"})
 class Guard:
     """The guard of one connection."""
 
-    def __init__(self, limits: HttpLimits) -> None:
+    def __init__(self, limits: HttpLimits, turn_away: Callable[[Head], bool] | None = None) -> None:
         self.http2 = False
         self.fault: Fault | None = None
         self.in_body = False  # the body of the request that passed last has not come to its end
         self.requests = 0  # whose heads have passed
         self._limits = limits
+        self._turn_away = turn_away
         self._buffer = b""
         self._first = True
         self._length_left = 0
@@ -43,12 +48,15 @@ class Guard:
         passed: list[bytes] = []
         while self._buffer:
             piece = self._read_body() if self.in_body else self._read_head()
+            if piece is None:
+                continue
             if not piece:
                 break
             passed.append(piece)
         return b"".join(passed)
 
-    def _read_head(self) -> bytes:
+    def _read_head(self) -> bytes | None:
+        """Return a head that may pass, empty where it is not whole, or None where its request is turned away."""
         buffer = self._buffer
         if self._first and PREFACE.startswith(buffer[: len(PREFACE)]):
             if len(buffer) < len(PREFACE):
@@ -65,6 +73,9 @@ class Guard:
         if isinstance(head, Fault):
             self.fault = head
             return b""
+        if self._turn_away is not None and 0 <= head.length <= len(buffer) - end and self._turn_away(head):
+            self._buffer = buffer[end + head.length :]
+            return None
         self._buffer = buffer[end:]
         self.requests += 1
         self._length_left = max(0, head.length)

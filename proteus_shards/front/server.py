@@ -39,6 +39,7 @@ from proteus_shards.front.http11 import EndingH11Protocol
 from proteus_shards.front.lane import Lane
 from proteus_shards.front.router import Router
 from proteus_shards.front.tls import Certificates
+from proteus_shards.front.turning import Turnstile
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, LifespanState
@@ -102,6 +103,7 @@ class Server:
         self._certificates = Certificates(settings) if settings.tls_cert else None
         self._config = hypercorn_config(settings)
         self._limits = limits_of(settings)
+        self._turnstile = Turnstile(router)
         assert vars(hypercorn.protocol)["H2Protocol"] is GuardedH2Protocol
         assert vars(hypercorn.protocol)["H11Protocol"] is EndingH11Protocol
         self._app = ASGIWrapper(app)
@@ -211,9 +213,9 @@ class Server:
         """Serve one connection until its end, with bytes that were read from it before. Raises nothing."""
         stall, head = self._settings.request_seconds_max, self._settings.header_seconds_max
         if self._certificates is None:
-            connection = Connection(stream, stall, head, unread, self._limits)
+            connection = Connection(stream, stall, head, unread, self._limits, self._turnstile)
         else:
-            connection = SecureConnection(stream, self._certificates.context(), stall, head, self._limits)
+            connection = SecureConnection(stream, self._certificates.context(), stall, head, self._limits, self._turnstile)
         self._connections[connection] = scope = trio.CancelScope()
         CURRENT_CONNECTION.set(connection)  # of this task and those that Hypercorn starts in it
         try:

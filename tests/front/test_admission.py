@@ -75,6 +75,31 @@ async def test_what_has_no_place_is_refused_and_its_connection_goes_on(site: Sit
     assert (served.status, hits(), len(site.shard.commands), site.router.admission.held) == (202, before + 2, 1, 0)
 
 
+async def test_pipelined_requests_without_a_place_are_told_in_order_before_what_has_one(site: Site) -> None:
+    """Those that come together are turned away together, and a probe behind them is answered after them."""
+    client = await site.client()
+    place = site.router.admission.place()
+    job = b"POST /enqueue HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(JOB) + JOB
+    await client.send(job * 3 + b"GET /ready HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + job)
+    statuses = [(await client.receive()).status for _ in range(5)]
+
+    assert (place is not None, statuses) == (True, [429, 429, 429, 200, 429])
+
+
+async def test_a_body_that_is_not_there_yet_is_refused_by_the_app(site: Site) -> None:
+    """It is read first, so that the connection can go on."""
+    client = await site.client()
+    place = site.router.admission.place()
+    assert place is not None
+    await client.send(b"POST /enqueue HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(JOB) + JOB[:-1])
+    await wait_until(lambda: site.router.bodies.held == len(JOB) - 1)
+    await client.send(JOB[-1:])
+    refused = await client.receive("POST")
+    place.leave()
+
+    assert (refused.status, (await client.ask("POST", "/enqueue", JOB)).status) == (429, 202)
+
+
 async def test_probes_are_never_refused(site: Site) -> None:
     """A server with much to do is not dead."""
     client = await site.client()
