@@ -29,7 +29,6 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from proteus_shards.config import Settings
 from proteus_shards.front import relay
 from proteus_shards.front.access import OPEN, check_route, rule_of
-from proteus_shards.front.admission import BODY_SECONDS
 from proteus_shards.front.answers import Answer, Problem, phrase_of, too_many_at_once, too_many_unfinished
 from proteus_shards.front.bodies import too_large
 from proteus_shards.front.connection import CURRENT_CONNECTION, Connection
@@ -159,13 +158,10 @@ class _Gate:
         full = trio.CancelScope()  # of what is done where the body does not fit in
         lines = comes_in_lines(scope, path or "")
         is_http_1 = scope["http_version"].startswith("1")
-        body_due = trio.current_time() + BODY_SECONDS
         has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
         async def receive_soon() -> Any:
             if exchange.request_ended:
-                return await receive()
-            with trio.move_on_at(body_due):
                 return await receive()
             with exchange.waiting():
                 return await receive()
@@ -231,7 +227,7 @@ class _Gate:
         elif not exchange.take_body(HELD_BYTES_MAX):
             await _send(send, too_many_unfinished().answer())
         else:
-            with exchange.waiting():  # its reading is paced by the shards
+            with exchange.waiting(long=True):  # its reading is paced by the shards
                 answer = await enqueue_as_it_comes(scope, receive, self._router, self._settings)
                 if answer is not None:
                     await read_rest(receive, lambda: exchange.request_ended, self._settings)

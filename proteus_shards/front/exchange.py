@@ -70,9 +70,9 @@ class Exchange:
         """Whether an answer has begun."""
         return self._status is not None
 
-    def waiting(self) -> AbstractContextManager[None]:
-        """Wait for someone else without a place."""
-        return self.place.waiting() if self.place is not None else nullcontext()
+    def waiting(self, *, long: bool = False) -> AbstractContextManager[None]:
+        """Wait for someone else; see `Place.waiting`."""
+        return self.place.waiting(long=long) if self.place is not None else nullcontext()
 
     def hold(self, jobs: Sequence[Delivery]) -> None:
         """Answer for these jobs from now on."""
@@ -100,7 +100,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             if self.place is not None:
-                self.place.leave()
+                self.place.wait()  # for the client
         elif not message.get("more_body", False):
             self.finishing = True
         if self._connection is not None and self._is_shared:

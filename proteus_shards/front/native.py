@@ -15,7 +15,7 @@ from quart_trio import QuartTrio
 
 from proteus_shards import __version__
 from proteus_shards.config import Settings
-from proteus_shards.core.commands import Delivered, Delivery
+from proteus_shards.core.commands import Delivered, Delivery, Next
 from proteus_shards.front import once
 from proteus_shards.front.access import check_asked
 from proteus_shards.front.answers import Answer, Problem, json_answer
@@ -84,12 +84,13 @@ async def respond(asked: Ask | Errand | Problem, router: Router) -> Response:
         return response_of(asked.answer())
     exchange = exchange_of(request.scope)
     if not isinstance(asked, Ask):
-        with exchange.waiting():
+        with exchange.waiting(long=type(asked) is NextOfSeveral):
             shown, jobs = await carry_out(asked, router)
         exchange.hold(jobs)
         return response_of(exchange.take_answer(shown, sure=type(asked) is NextOfSeveral))
-    with exchange.waiting():
-        outcome = await router.call(asked.command)
+    command = asked.command
+    with exchange.waiting(long=type(command) is Next and command.wait_us > 0):
+        outcome = await router.call(command)
     if type(outcome) is Delivered:
         # No await between the two: from the link's hands straight into the exchange's.
         exchange.hold(outcome.jobs)
