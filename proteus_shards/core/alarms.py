@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from proteus_shards.core.commands import Delivered
 from proteus_shards.core.deliveries import DUE_MAX
 from proteus_shards.core.model import SECOND_US
 from proteus_shards.core.queue import TRANSITIONS, Queue, Verb
@@ -67,8 +66,7 @@ class Alarms(Runs):
     def _end_polls(self) -> None:
         for waiter, due in self._polls.pop_due(self._now, DUE_MAX):
             if due:
-                self.cancel(waiter.key)
-                self._answer(self.queues.get(waiter.queue.name), waiter.key, Delivered([]))
+                self.end_wait(waiter.key)
 
     def _drop_old(self) -> None:
         left = DUE_MAX

@@ -72,9 +72,13 @@ class Undeliver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
 
 
 class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
-    """Forget the request `request` of the same link: a waiting `Next` ends, and what it was already given goes back. Not answered."""
+    """Forget the request `request` of the same link: a waiting `Next` ends, and what it was already given goes back. Not answered.
+
+    With `answered` that `Next` is answered all the same: with what it was already given, or with nothing, now.
+    """
 
     request: int
+    answered: bool = False
 
 
 class Inspect(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):

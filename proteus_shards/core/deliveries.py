@@ -109,6 +109,12 @@ class Deliveries(Holdings):
             del waiter.queue.waiters[key]
             self._forget_if_empty(waiter.queue)
 
+    def end_wait(self, key: Key) -> None:
+        """Answer a waiting `next` with no job. One that does not wait any more has its answer, or is about to get it."""
+        if (waiter := self._waiting.get(key)) is not None:
+            self.cancel(key)
+            self._answer(self.queues.get(waiter.queue.name), key, Delivered([]))
+
     def _await_token(self, queue: Queue) -> None:
         """See that polls are served when the rate of their queue lets them."""
         if (at := queue.token_at(self._now)) is not None:

@@ -16,7 +16,8 @@ A request passes three places: **queued** (accepted, no byte of it handed to the
 
 **A run that nobody takes goes back.** A `next` that is abandoned (its client is gone) is cancelled at the shard. Its answer may be on the way
 already: a `Delivered` that finds nobody waiting is answered with `Undeliver` for each of its jobs. Numbers are never used
-twice in the life of a link object, so an answer cannot find the wrong request.
+twice in the life of a link object, so an answer cannot find the wrong request. A poll that the front itself ends, as it drains, is answered by the shard: a "no job" of the
+front's own would pass the job that is on its way, and its client's next request would get the one after it first.
 
 **Groups.** What `submit_all` takes travels in one frame, is applied in one go and answered at once. Its requests have numbers of their own, like any
 others, and one entry: a hundred jobs cost the link little more than one.
@@ -63,6 +64,7 @@ from proteus_shards.front.wire import Wire
 from proteus_shards.ipc.messages import Request, encode
 
 SETTLE_SECONDS_MAX = 1.0
+POLL_END_SECONDS_MAX = 1.0  # for a shard to say what became of a poll that is to end
 FRAME_BYTES_SOFT = 1024 * 1024
 FRAME_REQUESTS_MAX = 1024
 OWED_MAX = 100_000  # give-backs kept for another try; each is a run that its client never saw
@@ -219,11 +221,15 @@ class Link(Wire):
             self._owed.append(command)  # `_sweep` tries again
 
     def end_polls(self) -> None:
-        """Answer every waiting poll with "no job" now."""
+        """Have every waiting poll answered soon: by the shard, with a job that it has just delivered or with none; with "no job" now, where the shard has not got it."""
+        until = trio.current_time() + POLL_END_SECONDS_MAX
         for number, pending in list(self._under_way.entries.items()):
-            if pending.poll and self._under_way.remove(number) is not None:
-                if pending.sent:
-                    self._put(Cancel(number))
+            if not pending.poll or pending.ending:
+                continue
+            if pending.sent and self._kept.pop(number, None) is None:
+                pending.ending, pending.deadline = True, min(pending.deadline, until)
+                self._put(Cancel(number, answered=True))
+            elif self._under_way.remove(number) is not None:
                 self._settle(number, pending, Delivered([]))
 
     def statistics(self) -> LinkStatistics:
@@ -356,7 +362,10 @@ class Link(Wire):
         """Take a reply in a cluster: what the shard refuses because it moves is sent again, to where it goes."""
         command = self._sent.pop(number, None)
         if type(outcome) is Refused and outcome.reason is Reason.MOVED:
-            if command is not None and number in self._under_way.entries:
+            pending = self._under_way.entries.get(number)
+            if pending is not None and pending.ending:
+                self._take_reply(number, Delivered([]))
+            elif command is not None and pending is not None:
                 self._kept[number] = command
             self._leave()
         else:
@@ -412,7 +421,8 @@ class Link(Wire):
         """Remember, in a cluster, what is sent until it is answered."""
         for number, command in requests:
             if type(command) is Cancel:
-                self._sent.pop(command.request, None)
+                if not command.answered:
+                    self._sent.pop(command.request, None)
             else:
                 self._sent[number] = command
 
@@ -445,6 +455,10 @@ class Link(Wire):
     def _expire(self, number: int) -> None:
         pending = self._under_way.remove(number)
         if pending is None:
+            return
+        if pending.ending:  # what is delivered from now on goes back
+            self._put(Cancel(number))
+            self._settle(number, pending, Delivered([]))
             return
         self._timeouts += 1
         if self._kept.pop(number, None) is None and pending.sent:

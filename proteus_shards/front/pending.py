@@ -39,6 +39,7 @@ class Pending(msgspec.Struct, eq=False):
     poll: bool
     sent: bool = False
     group: Group | None = None
+    ending: bool = False  # the shard was told to answer it now
 
 
 class UnderWay:

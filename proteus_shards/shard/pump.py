@@ -206,7 +206,7 @@ class Pump:
             if calm and kind in _BRING_NOTHING:
                 shard.apply((link, number), command)
             elif isinstance(command, Cancel):
-                shard.cancel((link, command.request))
+                (shard.end_wait if command.answered else shard.cancel)((link, command.request))
             elif kind in _QUESTIONS:
                 self._tell(link, number, command)
             elif self._draining:

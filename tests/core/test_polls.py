@@ -190,6 +190,20 @@ def test_a_cancelled_poll_takes_no_job_and_is_not_answered() -> None:
     assert [job.id for job in bench.jobs(second)] == ["job"]
 
 
+def test_a_poll_that_is_ended_is_answered_with_no_job() -> None:
+    """One that has been given a job keeps it, and a key that never was is nobody's."""
+    bench = Bench()
+    first, second = bench.send(Next("q", 1, WAIT)), bench.send(Next("q", 1, WAIT))
+    bench.enqueue("job")
+    for key in (first, second, "never was"):
+        bench.shard.end_wait(key)
+    bench.pass_time(1)
+
+    assert [job.id for job in bench.jobs(first)] == ["job"]
+    assert bench.jobs(second) == []
+    assert bench.shard.waiting() == []
+
+
 def test_cancelling_what_does_not_wait_does_nothing() -> None:
     """An answered poll, and a key that never was, can be cancelled."""
     bench = Bench()

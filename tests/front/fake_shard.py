@@ -44,7 +44,7 @@ def obliging(command: Command) -> Outcome | None:
         case Next():
             return Delivered([]) if command.wait_us == 0 else None
         case Cancel():
-            return None
+            return Delivered([]) if command.answered else None
     return Done()
 
 
@@ -141,7 +141,11 @@ class FakeShard:
         self.frames.append(len(requests))
         self.received += requests
         self._change()
-        replies = [(number, outcome) for number, command in requests if (outcome := self.answer(command)) is not None]
+        replies = [
+            (command.request if isinstance(command, Cancel) else number, outcome)
+            for number, command in requests
+            if (outcome := self.answer(command)) is not None
+        ]
         if replies:
             async with self._sending:
                 await stream.send_all(pack_frame(encode(replies)))

@@ -156,7 +156,7 @@ async def test_a_front_drains(how: str, tmp_path: Path) -> None:
             await front.process.stdin.aclose()
 
         assert await status_of(polling) == 204
-        assert [command for _, command in await shard.wait_command(Cancel)] == [Cancel(poll)]
+        assert [command for _, command in await shard.wait_command(Cancel)] == [Cancel(poll, answered=True)]
         await shard.reply((poll, Delivered([delivery()])))
         await shard.wait_command(Undeliver)
         outcome = obliging(Enqueue("q", "j", 1, False, RETRIES_OF_QUEUE, b"null"))

@@ -10,6 +10,7 @@ import trio
 from proteus_shards.core.commands import (
     Cancel,
     Delivered,
+    Delivery,
     Done,
     Enqueue,
     Next,
@@ -143,20 +144,49 @@ async def test_give_backs_that_are_owed_have_a_limit(
     assert ["a run could not be given back and waits for its timeout"] == [record.getMessage() for record in caplog.records]
 
 
-async def test_ending_the_polls_answers_them_with_no_job(cable: Cable) -> None:
-    """The shard is told; other requests are left alone; what had been delivered meanwhile goes back."""
+@pytest.mark.parametrize("jobs", [[], [delivery()]])
+async def test_polls_that_end_are_answered_by_the_shard(cable: Cable, jobs: list[Delivery]) -> None:
+    """A job that it had delivered by then reaches who polled; other requests are left alone."""
     cable.shard.answer = silent
     cable.ask("poll", POLL)
     cable.ask("other", ENQUEUE)
     ((number, _),) = await cable.shard.wait_command(Next)
 
     cable.link.end_polls()
+    cable.link.end_polls()
+    assert [Cancel(number, answered=True)] == [command for _, command in await cable.shard.wait_command(Cancel)]
+    assert cable.outcomes == {}
+    await cable.shard.reply((number, Delivered(jobs)))
+
+    assert await cable.wait_outcome("poll") == Delivered(jobs)
+    assert "other" not in cable.outcomes
+    assert cable.link.statistics().undelivered == 0
+
+
+async def test_a_poll_that_the_shard_does_not_end_is_answered_with_no_job(cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a bounded time; what is delivered later goes back."""
+    monkeypatch.setattr("proteus_shards.front.link.POLL_END_SECONDS_MAX", 0.0)
+    cable.shard.answer = silent
+    cable.ask("poll", POLL)
+    ((number, _),) = await cable.shard.wait_command(Next)
+
+    cable.link.end_polls()
 
     assert await cable.wait_outcome("poll") == Delivered([])
-    assert "other" not in cable.outcomes
-    await cable.shard.wait_command(Cancel)
+    assert [Cancel(number, answered=True), Cancel(number)] == [command for _, command in await cable.shard.wait_command(Cancel, 2)]
     await cable.shard.reply((number, Delivered([delivery()])))
     await cable.shard.wait_command(Undeliver)
+
+
+async def test_a_poll_that_ends_and_was_never_sent_is_answered_at_once(cable: Cable) -> None:
+    """The shard hears nothing of it."""
+    cable.submit("poll", POLL)
+
+    cable.link.end_polls()
+
+    assert cable.outcomes == {"poll": Delivered([])}
+    await cable.wait_quiet()
+    assert cable.shard.commands == []
 
 
 async def test_statistics_show_what_is_under_way(cable: Cable) -> None:

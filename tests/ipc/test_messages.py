@@ -104,6 +104,7 @@ COMMANDS: list[Command] = [
     Complete(LONG, LONG, RUN),
     Undeliver("q", "i", RUN),
     Cancel(2**63 - 1),
+    Cancel(1, answered=True),
     Inspect(),
     Measure(),
     ListDead("q"),

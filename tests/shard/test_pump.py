@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proteus_shards.core.commands import (
+    Cancel,
     Complete,
     Delivered,
     Done,
@@ -294,6 +295,26 @@ def test_a_poll_of_a_lost_link_is_given_no_job() -> None:
         await made.link.ask(job("a"))
 
         assert ["a"] == await made.delivered()
+
+    run(test)
+
+
+def test_a_poll_that_its_front_ends_brings_the_job_that_it_was_given() -> None:
+    """Though its delivery is still being written: what the same client asks next gets the job after it."""
+
+    async def test(made: Stand) -> None:
+        (waits,) = made.link.send(Next("other", 1, 60_000_000))
+        (poll,) = made.link.send(Next("q", 1, 60_000_000))
+        made.store.gate.clear()
+        made.link.send(job("a"), job("b"))
+        await made.store.began.wait()
+        made.link.send(Cancel(poll, answered=True), Cancel(waits, answered=True))
+        (following,) = made.link.send(Next("q"))
+
+        assert Delivered([]) == await made.link.answer(waits)
+        made.store.gate.set()
+        assert ["a"] == _jobs(await made.link.answer(poll))
+        assert ["b"] == _jobs(await made.link.answer(following))
 
     run(test)
 
