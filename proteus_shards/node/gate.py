@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -32,6 +34,7 @@ PIECE_BYTES = 256 * 1024
 BUFFER_BYTES = 1024 * 1024
 REFUSED_TWICE = 2  # so many times node_connections_max are told why they are refused; beyond that they are only closed
 ACCEPT_PAUSE_SECONDS = 0.1
+LOG_SECONDS = 1.0  # from one line to the next of the same event: whoever reaches the port can cause as many as they like
 
 
 class Knowledge(Protocol):
@@ -48,6 +51,23 @@ class Knowledge(Protocol):
     def nudge(self, message: Nudge) -> None:
         """Take note that another host has handed a shard over to this one."""
         ...
+
+
+class Seldom:
+    """Logs each event at most once in `LOG_SECONDS`; the next line of the event says how many were left out."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, int]] = {}  # by event: when it was logged, and how many were left out since
+
+    def log(self, level: int, event: str, error: str | None) -> None:
+        """Log an event, or count it."""
+        now = time.monotonic()
+        at, left_out = self._last.get(event, (-math.inf, 0))
+        if now - at < LOG_SECONDS:
+            self._last[event] = at, left_out + 1
+            return
+        self._last[event] = now, 0
+        log.log(level, event, extra={"error": error} | ({"left_out": left_out} if left_out else {}))
 
 
 class Gate:
@@ -70,6 +90,7 @@ class Gate:
         self._handover_seconds_max = handover_seconds_max
         self._guests: set[asyncio.Task[None]] = set()
         self._told_full = False
+        self._seldom = Seldom()
 
     @property
     def connections(self) -> int:
@@ -85,7 +106,7 @@ class Gate:
                 try:
                     accepted, _ = await loop.sock_accept(self._listener)
                 except OSError as error:  # no descriptor, no memory
-                    log.warning("the gate cannot accept a connection", extra={"error": error.strerror})
+                    self._seldom.log(logging.WARNING, "the gate cannot accept a connection", error.strerror)
                     await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                     continue
                 guest = loop.create_task(self._receive(accepted))
@@ -110,7 +131,7 @@ class Gate:
                 body = await read_frame(reader, FIRST_FRAME_BYTES_MAX)
             await self._attend(reader, writer, body, full=full)
         except ProtocolError as error:
-            log.warning("a connection of another host is refused", extra={"error": str(error)})
+            self._seldom.log(logging.WARNING, "a connection of another host is refused", str(error))
             assert writer is not None
             writer.write(pack_frame(encode(Goodbye(str(error)))))
             with suppress(OSError, TimeoutError):
@@ -119,7 +140,7 @@ class Gate:
                     writer.close()
                     await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:  # errors of TLS are `OSError`s
-            log.info("a connection of another host has ended", extra={"error": str(error) or type(error).__name__})
+            self._seldom.log(logging.INFO, "a connection of another host has ended", str(error) or type(error).__name__)
         finally:
             if writer is not None:
                 writer.transport.abort()

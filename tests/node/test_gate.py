@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from pathlib import Path
 
@@ -117,6 +118,34 @@ async def test_beyond_node_connections_max_nobody_is_let_in(tmp_path: Path) -> N
 
         assert await read_frame(reader, 1000)
         writer.close()
+
+
+def test_many_that_are_refused_make_few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One of each event in LOG_SECONDS, and the next says how many were left out."""
+    monkeypatch.setattr(gate_module, "LOG_SECONDS", 3600.0)
+    caplog.set_level(logging.INFO, "proteus_shards.node")
+
+    @in_asyncio
+    async def scenario() -> None:
+        async with standing(tmp_path, settings_of(tmp_path)) as stand:
+
+            async def knock(said: bytes) -> None:
+                reader, writer = await stand.dial()
+                writer.write(said)
+                writer.write_eof()
+                await reader.read()
+                writer.close()
+
+            for _ in range(4):
+                await knock(b"\0\0\0\1\xc1")
+                await knock(b"")
+            monkeypatch.setattr(gate_module, "LOG_SECONDS", 0.0)
+            await knock(b"\0\0\0\1\xc1")
+
+    scenario()
+    refused, ended = "a connection of another host is refused", "a connection of another host has ended"
+    lines = [(record.getMessage(), getattr(record, "left_out", 0)) for record in caplog.records if record.name == "proteus_shards.node"]
+    assert lines == [(refused, 0), (ended, 0), (refused, 3)]
 
 
 @in_asyncio
