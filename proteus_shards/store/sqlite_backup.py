@@ -85,17 +85,29 @@ class BackedUp(msgspec.Struct, frozen=True):
 
 
 def run(source: str, target: str, *, tell: Callable[[str], None]) -> BackedUp:
-    """Copy the store of one URL into a new folder. `tell` gets lines about the progress. Raises `SettingError` and `StoreError`."""
+    """Copy the store of one URL into a new folder, which may be named by a URL too. `tell` gets lines about the progress. Raises `SettingError` and `StoreError`."""
     url = read_url(source)
     if not isinstance(url, SqliteUrl):
         raise SettingError("store backup is for SQLite: other stores bring their own (pg_dump, BGSAVE, point-in-time recovery)")
-    folder = Path(target)
+    folder = _folder(target)
     if folder.exists():
         raise SettingError(f"{folder} is there already: name a folder that is not")
     partial = folder.with_name(folder.name + PARTIAL)
     if partial.exists():
         raise SettingError(f"{partial} is there, from a backup that was interrupted: remove it first")
     return Backup(url, folder, partial, tell).make()
+
+
+def _folder(target: str) -> Path:
+    """Return the folder that the path or URL means. What is refused is not repeated: it may hold a password."""
+    scheme, mark, rest = target.partition("://")
+    if not mark:
+        return Path(target)
+    if scheme.lower() != "sqlite" or "?" in rest:
+        raise SettingError("store backup makes a folder: name its path, or sqlite:///FOLDER without options")
+    url = read_url(target)
+    assert isinstance(url, SqliteUrl)
+    return url.folder
 
 
 class Backup:

@@ -155,6 +155,30 @@ def test_what_can_be_no_backup_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_the_folder_may_be_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read as that of a store: relative with three slashes, absolute with four, and with its escapes."""
+    monkeypatch.chdir(tmp_path)
+    prepare(SqliteUrl(tmp_path / "jobs"), 1)
+
+    copied = [run("sqlite:///jobs", target, tell=silent).folder for target in ("sqlite:///b%201", f"SQLITE:///{tmp_path}/b2")]
+
+    assert copied == [str(tmp_path / "b 1"), str(tmp_path / "b2")]
+    assert {path.name for path in tmp_path.iterdir()} == {"jobs", "b 1", "b2"}
+
+
+@pytest.mark.parametrize("target", ["postgres://u:secret@h/d", "s3://secret/b", "sqlite://secret", "sqlite:///b?check=secret"])
+def test_a_url_that_means_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """Nothing is made, and the message does not repeat it: it may hold a password."""
+    monkeypatch.chdir(tmp_path)
+    prepare(SqliteUrl(tmp_path / "jobs"), 1)
+
+    with pytest.raises(SettingError) as refused:
+        run("sqlite:///jobs", target, tell=silent)
+
+    assert "secret" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs"]
+
+
 def test_the_command_says_what_it_copied(tmp_path: Path) -> None:
     """On standard output, in one line that names the copy as a URL."""
     prepare(SqliteUrl(tmp_path / "jobs"), 2)
