@@ -19,6 +19,10 @@ class SettingError(ProteusError):
     """A setting is wrong."""
 
 
+class SharedError(SettingError):
+    """The hosts of a cluster share this store."""
+
+
 class StartError(ProteusError):
     """The server could not start."""
 

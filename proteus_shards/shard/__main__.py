@@ -152,8 +152,11 @@ async def end_shard(boot: ShardBoot, pump: Pump, listener: Listener, pumping: as
         draining.cancel()
     if pumping.done():
         fault = pumping.exception()
-        log.critical("shard ends", exc_info=fault)
-        if moves and isinstance(fault, StoreFenced):
+        if not isinstance(fault, StoreFenced):
+            log.critical("shard ends", exc_info=fault)
+            return True
+        log.warning("shard ends", extra={"error": f"StoreFenced: {fault}"})  # as it should where another owner has its rows
+        if moves:
             report(Failed(str(fault), fenced=True))
         return True
     pumping.cancel()

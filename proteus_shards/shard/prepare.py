@@ -4,10 +4,11 @@ With the argument `again`, beside shards that have served: a place that is empty
 by another server, is left alone.
 
 **One server on a store.** Where hosts could share the store, a server that runs alone holds its shards there too, in the way that a host of a cluster does
-(`store/register.py`), under a name that is drawn at its start. Whichever is started last takes all holdings. The one before is fenced at its next commit, its shard cannot open the
-rows again, the store is prepared `again`, which finds out why, and the supervisor ends: without that two servers would take the rows from each other for ever. Whatever
-else takes an epoch (`store copy`) leaves the holdings alone, and a shard that was fenced comes back. A holding of an earlier turn than this server's own is no later server's: the store
-has lost its last writes (a failover, an old snapshot), and is held anew.
+(`store/register.py`), under a name that is drawn at its start. Whichever is started last, be it a host of a cluster, takes all holdings. The one before is
+fenced at its next commit, its shard cannot open the rows again, the store is prepared `again`, which finds out why, and the supervisor ends: without that two
+servers would take the rows from each other for ever. Whatever else takes an epoch (`store copy`) leaves the holdings alone, and a shard that was fenced comes back.
+A later turn is a later server's even where nobody holds the shard any more: that server has left. An earlier turn than this server's own is no later
+server's: the store has lost its last writes (a failover, an old snapshot), and is held anew.
 
 A process of its own, so that a driver's event loop never meets the supervisor's, and a crash here is seen as one.
 """
@@ -21,13 +22,14 @@ import sys
 from proteus_shards import logs
 from proteus_shards.boot import read_boot, report
 from proteus_shards.config import Failed, Ready, ShardBoot
-from proteus_shards.errors import ProteusError, StoreFenced, StoreRefused, StoreUnknown
+from proteus_shards.errors import ProteusError, SharedError, StoreFenced, StoreRefused, StoreUnknown
 from proteus_shards.shard.locks import patiently
 from proteus_shards.store.registry import can_be_shared, make_register, prepare_store, prepared_shards
 
 log = logging.getLogger("proteus_shards.shard")
 
 REPLACED = "another server was started on this store and has its shards now: this one ends, as only one may run there"
+LEFT = "another server was started on this store, and has left it again: this one ends, as what it remembers is not what is stored by now"
 
 
 async def prepare(boot: ShardBoot) -> Ready:
@@ -45,7 +47,10 @@ async def prepare_again(boot: ShardBoot) -> Ready:
         log.error("the store is empty and is prepared anew: what was acknowledged before is gone")
     elif found != settings.shards:
         raise StoreFenced(f"the store is prepared for {found} shards by now, not {settings.shards}: it is another server's")
-    moved = await prepare_store(settings.store, settings.shards, settings.cluster)
+    try:
+        moved = await prepare_store(settings.store, settings.shards, settings.cluster)
+    except SharedError as error:  # there was no host when this server was started
+        raise StoreFenced(REPLACED) from error
     return Ready(moved or "", await _hold(boot, again=True))
 
 
@@ -63,8 +68,9 @@ async def _hold(boot: ShardBoot, *, again: bool) -> tuple[int, ...]:
         while True:
             holdings = (await register.look()).holdings
             others = [holding for holding in holdings if holding.host != boot.server]
-            if any(each.shard in held or (again and each.host and each.turn > _turn_of(boot, each.shard)) for each in others):
-                raise StoreFenced(REPLACED)
+            later = [each for each in others if each.shard in held or (again and each.turn > _turn_of(boot, each.shard))]
+            if later:
+                raise StoreFenced(REPLACED if any(each.host for each in later) else LEFT)
             if not others:
                 return tuple(holding.turn for holding in holdings)
             for holding in others:

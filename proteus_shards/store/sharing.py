@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from proteus_shards.cluster.model import NOBODY, View
-from proteus_shards.errors import SettingError
+from proteus_shards.errors import SettingError, SharedError
 from proteus_shards.store.findings import Finding
 
 NAMED_MAX = 8
 
 
 def check_sharing(hosts: Sequence[str], shards: int, wanted: int, *, cluster: bool) -> None:
-    """Raise `SettingError` where a place that has `shards` shards, and these hosts registered, may not be prepared for `wanted` ones."""
+    """Raise `SettingError` where a place that has `shards` shards, and these hosts registered, may not be prepared for `wanted` ones.
+
+    It is a `SharedError` where the hosts alone are why.
+    """
     if hosts and not cluster:
-        raise SettingError(
+        raise SharedError(
             f"cluster: this store is shared by the hosts {_named(hosts)}: start with --cluster to be one of them; a host that is gone for good "
             "is removed by `proteus-shards cluster forget`"
         )

@@ -15,6 +15,7 @@ from proteus_shards.core.placement import shard_of, slot_of
 from proteus_shards.store.registry import make_store
 from tests.conftest import Server, StartServer, eventually
 from tests.servers.places import Places, places
+from tests.servers.redis import free_port
 from tests.store.postgres_backing import execute, postgres_url
 from tests.store.rows import opened
 
@@ -63,6 +64,47 @@ def test_the_server_that_was_started_last_goes_on(start_server: StartServer, any
     assert [job["id"] for job in new.request("GET", f"/next?queue={QUEUES[0]}&num_jobs=9").json()] == ["before", "after", "last"]
     assert "StoreFenced" not in new.log()
     assert new.stop() == 0
+
+
+def start_host(start_server: StartServer, url: str) -> Server:
+    """Start the first host of a cluster."""
+    address = f"127.0.0.1:{free_port()}"
+    return start_server("--cluster", "--node-address", address, "--shards", str(SHARDS), "--store", url, "--lease-seconds", "2")
+
+
+def test_a_host_of_a_cluster_that_was_started_last_goes_on(start_server: StartServer, any_url: str) -> None:
+    """The plain server before ends as it does for another one; that a shard was fenced is said in one line."""
+    old = start_server("--shards", str(SHARDS), "--store", any_url)
+    assert enqueue(old, "before") == 202
+    host = start_host(start_server, any_url)
+    assert enqueue(host, "after") == 202
+
+    assert enqueue(old, "late") in {429, 503}
+
+    assert old.wait() == EXIT_REPLACED
+    assert "another server was started on this store and has its shards now" in old.log().splitlines()[-1]
+    assert "StoreFenced" in old.log()
+    assert "Traceback" not in old.log()
+    assert enqueue(host, "last") == 202
+    assert [job["id"] for job in host.request("GET", f"/next?queue={QUEUES[0]}&num_jobs=9").json()] == ["before", "after", "last"]
+    assert "StoreFenced" not in host.log()
+    assert host.stop() == 0
+
+
+def test_a_host_of_a_cluster_that_has_left_again_was_a_later_server_too(start_server: StartServer, url: str) -> None:
+    """Nobody holds the shards, and the plain server before takes none back: what it remembers is old."""
+    old = start_server("--shards", str(SHARDS), "--store", url)
+    assert enqueue(old, "before") == 202
+    host = start_host(start_server, url)
+    assert enqueue(host, "after") == 202
+    assert host.stop() == 0
+
+    assert enqueue(old, "late") in {429, 503}
+
+    assert old.wait() == EXIT_REPLACED
+    assert "another server was started on this store, and has left it again" in old.log().splitlines()[-1]
+    new = start_server("--shards", str(SHARDS), "--store", url)
+    assert [job["id"] for job in new.request("GET", f"/next?queue={QUEUES[0]}&num_jobs=9").json()] == ["before", "after"]
 
 
 def test_a_shard_that_is_started_again_takes_nothing_back(start_server: StartServer, url: str) -> None:
