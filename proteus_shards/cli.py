@@ -126,7 +126,7 @@ def _add_store(commands: _Commands) -> None:
     )
     backup.set_defaults(run=_back_up)
     backup.add_argument("source", metavar="FROM", help="URL of the store, as for --store")
-    backup.add_argument("folder", metavar="FOLDER", help="folder to make; it must not be there yet")
+    backup.add_argument("folder", metavar="FOLDER", help="folder to make, as a path or as sqlite:///FOLDER; it must not be there yet")
 
 
 def _add_token(commands: _Commands) -> None:
@@ -261,7 +261,9 @@ def _import_relay(arguments: argparse.Namespace) -> int:
     try:
         from proteus_shards.store import postgres_relay  # noqa: PLC0415 as above
     except ModuleNotFoundError as error:
-        raise SettingError("this needs a driver that is not installed: pip install 'proteus-shards[postgres]'") from error
+        raise SettingError(
+            "this needs the extra postgres, which brings a driver that is not installed: pip install '.[postgres]' in the clone"
+        ) from error
     found = postgres_relay.run(
         arguments.source,
         settings.store,

@@ -70,7 +70,7 @@ def carry_out(run: Run, arguments: argparse.Namespace) -> int:
         from proteus_shards.client import errors  # noqa: PLC0415 only these commands need it
     except ImportError as error:
         console.tell(
-            f"proteus-shards: this command needs the extra client, which brings {error.name}: pip install 'proteus-shards[client]'"
+            f"proteus-shards: this command needs the extra client, which brings {error.name}: pip install '.[client]' in the clone"
         )
         return EXIT_FAILED
     try:

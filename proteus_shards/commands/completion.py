@@ -25,7 +25,7 @@ def add(commands: Commands, parser_of: Callable[[], argparse.ArgumentParser]) ->
         try:
             import shtab  # noqa: PLC0415 an extra brings it
         except ImportError:
-            sys.stderr.write("proteus-shards: this command needs the extra client: pip install 'proteus-shards[client]'\n")
+            sys.stderr.write("proteus-shards: this command needs the extra client: pip install '.[client]' in the clone\n")
             return EXIT_FAILED
         sys.stdout.write(shtab.complete(parser_of(), shell=arguments.shell))
         return 0

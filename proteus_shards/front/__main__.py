@@ -179,7 +179,7 @@ def telemetry(router: Router, settings: Settings, front: int) -> Callable[[], Aw
     try:
         from proteus_shards.front.telemetry import Telemetry  # noqa: PLC0415 an extra brings what it needs
     except ImportError as error:
-        report(Failed(f"otel_endpoint needs the extra otel, which brings {error.name}: pip install 'proteus-shards[otel]'", final=True))
+        report(Failed(f"otel_endpoint needs the extra otel, which brings {error.name}: pip install '.[otel]' in the clone", final=True))
         sys.exit(1)
     told = Telemetry(settings.otel_endpoint, front)
     router.watches += (told,)

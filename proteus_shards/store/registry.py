@@ -175,4 +175,6 @@ def _kind(url: StoreUrl) -> Kind:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        raise SettingError(f"store: {name} needs a driver that is not installed: pip install 'proteus-shards[{extra}]'") from error
+        raise SettingError(
+            f"store: {name} needs the extra {extra}, which brings a driver that is not installed: pip install '.[{extra}]' in the clone"
+        ) from error

@@ -103,7 +103,7 @@ def test_a_missing_driver_exits_with_2_and_says_what_to_install(
     monkeypatch.setattr(registry, "import_module", missing)
 
     assert cli.main(["doctor", "--store", "sqlite:///x"]) == 2
-    assert "pip install 'proteus-shards[postgres]'" in capsys.readouterr().err
+    assert "pip install '.[postgres]' in the clone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

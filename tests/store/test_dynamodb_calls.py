@@ -404,4 +404,4 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra() -> None:
 
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
-    assert "pip install 'proteus-shards[dynamodb]'" in ran.stderr
+    assert "pip install '.[dynamodb]' in the clone" in ran.stderr

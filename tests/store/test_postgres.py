@@ -299,7 +299,7 @@ def test_without_the_driver_the_message_names_the_extra() -> None:
     ran = subprocess.run([sys.executable, "-c", code], env=server_environ({}), capture_output=True, text=True, check=False)
 
     assert (ran.stdout, ran.stderr) == (
-        "store: postgres needs a driver that is not installed: pip install 'proteus-shards[postgres]'\n",
+        "store: postgres needs the extra postgres, which brings a driver that is not installed: pip install '.[postgres]' in the clone\n",
         "",
     )
 

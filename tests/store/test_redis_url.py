@@ -103,7 +103,10 @@ def test_a_driver_that_is_not_installed_is_named_by_its_extra(call: str) -> None
         [sys.executable, "-c", code], env=server_environ({}), capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
     )
 
-    assert ran.stderr.strip() == "store: redis needs a driver that is not installed: pip install 'proteus-shards[redis]'"
+    assert (
+        ran.stderr.strip()
+        == "store: redis needs the extra redis, which brings a driver that is not installed: pip install '.[redis]' in the clone"
+    )
 
 
 def test_reading_the_url_loads_no_driver() -> None:
