@@ -14,7 +14,7 @@ import msgspec
 
 from proteus_shards.cluster.model import Claim
 from proteus_shards.config import Beat, Failed, FrontBoot, Ready, Settings, ShardBoot
-from proteus_shards.ipc.orders import NodeOrder
+from proteus_shards.ipc.orders import Depart, NodeOrder
 
 STDIN, STDOUT = 0, 1
 
@@ -30,7 +30,7 @@ class NodeBoot(msgspec.Struct, frozen=True):
     boot: str  # of this server: drawn at its start, and the same for all node processes of it
     running: tuple[Claim, ...] = ()  # processes of shards that there are
     serving: tuple[Claim, ...] = ()  # of these, those that serve
-    depart_seconds: float | None = None  # the server ends: give everything away within this time
+    depart: Depart | None = None  # the server ends
 
 
 def read_boot(kind: type[Boot]) -> Boot:

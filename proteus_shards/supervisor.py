@@ -13,7 +13,8 @@ Decisions that may surprise:
   meaning, which is that the terminal is gone.
 - A shard that has served and cannot any more (its store came back empty, say) has the store prepared once more before its next start: a server that begins
   anew serves better than one that waits for what is gone. Where the store is another server's by then, it is left alone, and this server ends (`shard/prepare.py`).
-- In a cluster the node process starts before shards and fronts, and says which shards run here (`tenants.py`). At the drain, once the fronts have ended, it hands all of them over.
+- In a cluster the node process starts before shards and fronts, and says which shards run here (`tenants.py`). At the drain it hands all of them over at once, while the
+  fronts finish what is under way with the shards' new hosts: a slow client holds nothing up. Where no other host is there to take them, they stay until the fronts have ended.
 - During the drain the fronts end first, and shards are still restarted while they do: requests under way may need them.
 """
 
@@ -38,7 +39,7 @@ from proteus_shards.child import Child, ChildStatistics, any_of, cancel_on
 from proteus_shards.cluster.address import split_address
 from proteus_shards.config import FrontBoot, Settings, ShardBoot
 from proteus_shards.errors import ReplacedError, StartError
-from proteus_shards.ipc.orders import Depart, NodeOrder, Shards
+from proteus_shards.ipc.orders import Depart, Departed, NodeOrder, Shards
 from proteus_shards.surroundings import open_listeners, private_dir, sd_notify, start_line, watchdog_seconds
 from proteus_shards.tally import TICK_SECONDS, WRITE_TICKS, Tally
 from proteus_shards.tenants import Tenants
@@ -105,6 +106,8 @@ class Supervisor:
             self._tenants = Tenants(settings, programs.shard, run_dir, self._node.send, self._mend_store, self._fail)
         self._boot = secrets.token_hex(16)
         self._depart_at: float | None = None
+        self._fronts_ended = False
+        self._departed = Departed()
         self._fronts = [
             Child(
                 f"front-{i}",
@@ -174,8 +177,11 @@ class Supervisor:
 
     def _node_boot(self, run_dir: str, listen_fd: int) -> NodeBoot:
         assert self._tenants is not None
-        left = None if self._depart_at is None else max(0.0, self._depart_at - trio.current_time())
-        return NodeBoot(self._settings, run_dir, listen_fd, self._boot, self._tenants.greet(), self._tenants.serving, left)
+        depart = None if self._depart_at is None else self._depart_order(self._depart_at)
+        return NodeBoot(self._settings, run_dir, listen_fd, self._boot, self._tenants.greet(), self._tenants.serving, depart)
+
+    def _depart_order(self, at: float) -> Depart:
+        return Depart(max(0.0, at - trio.current_time()), fronts=not self._fronts_ended)
 
     def _take(self, order: NodeOrder) -> None:
         """Do what the node says."""
@@ -183,6 +189,7 @@ class Supervisor:
         if isinstance(order, Shards):
             self._tenants.apply(order)
             return
+        self._departed = order
         self._tenants.stop()
         if self._node is not None:
             self._node.finish()
@@ -285,6 +292,7 @@ class Supervisor:
         for listener in self._listeners:
             listener.close()
         with trio.move_on_after(self._settings.drain_seconds_max) as deadline:
+            self._begin_to_depart(deadline.deadline)
             for stage in (self._fronts, self._shards, [self._prepare]):
                 kept = [child for child in stage if child in self._kept]
                 for child in kept:
@@ -292,22 +300,32 @@ class Supervisor:
                 for child in kept:
                     await child.ended.wait()
                 if stage is self._fronts and self._tenants is not None:
-                    await self._depart(self._tenants, deadline.deadline)
+                    await self._depart(self._tenants)
         if deadline.cancelled_caught:
             left = [child.name for child in self._kept if not child.ended.is_set()]
             log.error("the drain took too long", extra={"killed": left, "seconds_max": self._settings.drain_seconds_max})
             return False
+        if self._departed.kept:
+            log.error("shards were left behind", extra={"shards": self._departed.kept})
+            return False
         return not any(child.unclean for child in self._kept) and not (self._tenants is not None and self._tenants.unclean)
 
-    async def _depart(self, tenants: Tenants, deadline: float) -> None:
-        """Have the node give all shards away, and leave the cluster."""
-        tenants.unclean = False  # what a lost lease or a fence has ended before is no fault of this drain
+    def _begin_to_depart(self, deadline: float) -> None:
+        """Have the node begin to give all shards to other hosts."""
+        if self._tenants is not None and self._node is not None:
+            self._tenants.unclean = False  # what a lost lease or a fence has ended before is no fault of this drain
+            self._depart_at = deadline - DEPART_SECONDS_LEFT
+            self._node.send(self._depart_order(self._depart_at))
+
+    async def _depart(self, tenants: Tenants) -> None:
+        """Have the node give the rest away, now that no front needs it, and leave the cluster."""
+        self._fronts_ended = True
         node = self._node
         if node is not None and node in self._kept:
-            self._depart_at = deadline - DEPART_SECONDS_LEFT
             if not node.ready.is_set():
                 node.stop()
-            node.send(Depart(self._depart_at - trio.current_time()))
+            assert self._depart_at is not None
+            node.send(self._depart_order(self._depart_at))
             await node.ended.wait()
         tenants.stop()
         await tenants.wait_empty()

@@ -222,8 +222,9 @@ async def supervised(notes: Notes, programs: Programs, **changes: object) -> Asy
     """Run a supervisor, and check at the end that it left no process behind."""
     settings = msgspec.structs.replace(Settings(port=0, shards=2, fronts=1, store="memory:"), **changes)
     listeners = open_listeners(settings.host, settings.port, settings.fronts)
+    gates = open_listeners(settings.host, 0, 1) if settings.cluster else []
     send, receive = trio.open_memory_channel[int](10)
-    run = Run(Supervisor(settings, programs, str(notes.folder), listeners), send)
+    run = Run(Supervisor(settings, programs, str(notes.folder), listeners, node_listener=gates[0] if gates else None), send)
 
     async def task() -> None:
         try:
@@ -241,7 +242,7 @@ async def supervised(notes: Notes, programs: Programs, **changes: object) -> Asy
                 run.signal()
                 await run.wait()
     finally:
-        for listener in listeners:
+        for listener in (*listeners, *gates):
             listener.close()
         assert [pid for pid in notes.pids() if alive(pid)] == []
         assert not [note for note in notes.all() if note.endswith("met-predecessor")]

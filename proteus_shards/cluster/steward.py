@@ -97,7 +97,7 @@ class Steward:
         self._now = -math.inf
         self._beat = 0
         self._joined = False
-        self._replaced = self._left = self._leaving = self._drain_said = False
+        self._replaced = self._left = self._leaving = self._needed = self._drain_said = False
         self._lapsed = True  # until a look that was made under a lease
         self._began = False
         self._lease_from = -math.inf
@@ -234,10 +234,16 @@ class Steward:
             self._hints[shard] = (turn, host)
         self._look_asked = True
 
-    def leave(self) -> None:
-        """Give everything away and leave the cluster. Harmless if repeated."""
-        self._leaving = True
+    def leave(self, *, needed: bool = False) -> None:
+        """Give everything away and leave the cluster. Harmless if repeated. `needed`: what no other host takes is still served here."""
+        self._leaving, self._needed = True, needed
         self._plan()
+
+    def kept(self) -> int:
+        """Return how many shards a host that leaves has not given away, or nobody has opened since, though another host lives."""
+        if self.view is None or not any(host.address != self._address and self.alive(host.address) for host in self.view.hosts):
+            return 0
+        return sum(holding.host == self._address for holding in self.view.holdings) + len(self._given)
 
     # --- what is known -----------------------------------------------------------------------------------------
 
@@ -403,7 +409,8 @@ class Steward:
         others = [address for address in living if address != self._address or not self._leaving]
         targets = spread(view.holdings, takers) if takers else spread(view.holdings, others, even=False)
         if self._leaving and not takers:
-            targets |= {holding.shard: NOBODY for holding in view.holdings if holding.host == self._address}
+            stays = self._address if self._needed else NOBODY
+            targets |= {holding.shard: stays for holding in view.holdings if holding.host == self._address}
         held = [holding for holding in view.holdings if holding.host == self._address]
         gives = {
             holding.shard: targets[holding.shard]

@@ -4,7 +4,7 @@ The node says which processes of shards are to run, all of them each time, and f
 what is new, stops what is no longer named, and says of each claim when its process serves (`Serving`, again after each restart), when it does not for a
 while (`Away`), and, once, when no process is left (`Ended`). It keeps to the last word while no node runs, for as long as that word allows.
 
-At the end of the server it says `Depart`. The node hands everything over, and its last word is `Departed`.
+At the end of the server it says `Depart`, twice: at once, and when its fronts have ended. The node hands everything over, and its last word is `Departed`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Departed(msgspec.Struct, frozen=True, tag="departed"):
     """The node is done, and so is the server. `fault` says why, where nobody has asked for that."""
 
     fault: str = ""
+    kept: int = 0  # shards that it could not give away, though another host lives
 
 
 class Serving(msgspec.Struct, frozen=True, tag="serving"):
@@ -57,9 +58,13 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
 
 
 class Depart(msgspec.Struct, frozen=True, tag="depart"):
-    """Give all shards away, within so many seconds, and leave the cluster."""
+    """Give all shards away, within so many seconds, and leave the cluster.
+
+    While fronts of this host still serve, what no other host takes stays, and the time is not over: their requests need it.
+    """
 
     seconds: float
+    fronts: bool = False
 
 
 NodeOrder: TypeAlias = Shards | Departed

@@ -67,8 +67,8 @@ class Node:
         """Work until the server departs or is gone, and return the exit status."""
         _watch_lifeline(self._take, self._ending)
         await self._fronts.start()
-        if self._boot.depart_seconds is not None:
-            self._take(Depart(self._boot.depart_seconds))
+        if self._boot.depart is not None:
+            self._take(self._boot.depart)
         rounds = asyncio.create_task(self._begin())
         works = [asyncio.create_task(work) for work in (self._gate.run(), _beat_forever(), self._watch_lease(), self._count_forever())]
         ending = asyncio.create_task(self._ending.wait())
@@ -80,7 +80,10 @@ class Node:
         over = rounds.result() if rounds in done and rounds not in failed else None
         if over is not None or (self._depart_at is not None and not failed):
             self._host.depart()
-            report(Departed(self._fault() if over is not None and over.replaced else ""))
+            if over is not None and over.replaced:
+                report(Departed(self._fault()))
+            else:
+                report(Departed(kept=self._note_kept()))
         for task in (rounds, ending, *works):
             task.cancel()
         await asyncio.gather(rounds, ending, *works, return_exceptions=True)
@@ -98,6 +101,13 @@ class Node:
     def _fault(self) -> str:
         return f"another server has joined the cluster as {self._boot.settings.node_address}: no two hosts may have the same node_address"
 
+    def _note_kept(self) -> int:
+        kept = self._steward.kept()
+        if kept:
+            text = "not all shards could be given away in time (drain_seconds_max); others take them when the lease is over"
+            log.error(text, extra={"shards": kept})
+        return kept
+
     def _changed(self) -> None:
         self._host.manage()
         if not self._ready and self._steward.settled(time.monotonic()):
@@ -109,9 +119,10 @@ class Node:
 
     def _take(self, order: SupervisorOrder) -> None:
         if isinstance(order, Depart):
-            log.info("giving all shards away", extra={"seconds_max": order.seconds})
-            self._depart_at = time.monotonic() + max(0.0, order.seconds - LAST_SECONDS)
-            self._steward.leave()
+            log.info("giving all shards away", extra={"seconds_max": order.seconds, "fronts": order.fronts})
+            if not order.fronts:
+                self._depart_at = time.monotonic() + max(0.0, order.seconds - LAST_SECONDS)
+            self._steward.leave(needed=order.fronts)
             self._rounds.poke()
             self._host.manage()
         else:
@@ -126,7 +137,6 @@ class Node:
             if now >= self._steward.lease_until:
                 self._host.manage()
             if self._depart_at is not None and now >= self._depart_at:
-                log.error("not all shards could be given away in time (drain_seconds_max); others take them when the lease is over")
                 self._ending.set()
             if now - looked_at >= 1.0 and self._steward.view is not None:
                 looked_at = now

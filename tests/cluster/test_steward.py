@@ -151,6 +151,41 @@ def test_the_last_host_leaves_its_shards_to_nobody() -> None:
     assert cluster.settled()
 
 
+def test_the_last_host_keeps_its_shards_as_long_as_they_are_needed() -> None:
+    """A host that comes meanwhile gets them; else they are nobody's in the end."""
+    cluster = Cluster(3)
+    a = cluster.add("a:1")
+    cluster.run(10)
+    a.steward.leave(needed=True)
+    cluster.run(10)
+    assert (a.left, len(a.processes), a.steward.kept()) == (False, 3, 0)
+    b = cluster.add("b:1")
+    cluster.run(10)
+    assert (a.left, len(b.processes)) == (True, 3)
+    cluster.kill(a)
+
+    b.steward.leave(needed=True)
+    cluster.run(10)
+    assert (b.left, len(b.processes)) == (False, 3)
+    b.steward.leave()
+    cluster.run(3)
+    assert b.left
+    assert {holding.host for holding in cluster.book.holdings} == {NOBODY}
+
+
+def test_a_host_that_leaves_knows_what_it_has_kept() -> None:
+    """Where another one lives that could have had it."""
+    cluster = Cluster(4)
+    a = cluster.add("a:1")
+    cluster.add("b:1")
+    cluster.run(30)
+    a.steward.leave()
+
+    assert a.steward.kept() == 2
+    cluster.run(6)
+    assert (a.left, a.steward.kept()) == (True, 0)
+
+
 def test_hosts_that_leave_together_do_not_hand_to_each_other() -> None:
     """Whoever drains gets nothing."""
     cluster = Cluster(6)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -182,3 +184,39 @@ def test_a_host_that_is_killed_is_missed_soon(host: StartHost) -> None:
 def shards_of(server: Server) -> set[int]:
     """Return the processes of shards of a server."""
     return {pid for pid, command in server.children().items() if command.endswith("proteus_shards.shard")}
+
+
+def begin(server: Server, name: str, queue: str) -> tuple[socket.socket, bytes]:
+    """Send a request to enqueue a job but for its last bytes, which are returned."""
+    body = json.dumps({"id": name, "queue": queue, "timeout": 600}).encode()
+    slow = socket.create_connection((server.host, server.port), timeout=SECONDS_MAX)
+    slow.sendall(b"POST /enqueue HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body[:5]))
+    return slow, body[5:]
+
+
+def finish(slow: socket.socket, rest: bytes) -> bytes:
+    """Send the rest, and return the first line of the answer."""
+    with slow, slow.makefile("rb") as answer:
+        slow.sendall(rest)
+        return answer.readline()
+
+
+def test_a_slow_client_does_not_hold_up_a_host_that_leaves(host: StartHost) -> None:
+    """Its shards are elsewhere, memory-only jobs too, while it still waits for the request, and then serves that there. The last host waits with its shards."""
+    a, b = host(), host()
+    eventually(lambda: is_shared(a, b), SECONDS_MAX)
+    fill(a, "in memory", persist=False)
+    slow, rest = begin(b, "slow", QUEUES[min(served_here(b))])
+    b.process.send_signal(signal.SIGTERM)
+    eventually(lambda: served_here(a) == set(range(SHARDS)), SECONDS_MAX)
+    assert b.process.poll() is None
+    check_all(a, "in memory")
+    assert b" 202 " in finish(slow, rest)
+    assert b.wait() == 0
+
+    slow, rest = begin(a, "last", QUEUES[0])
+    a.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "giving all shards away" in a.log(), SECONDS_MAX)
+    assert b" 202 " in finish(slow, rest)
+    assert a.wait() == 0
+    assert "shard handed over" in a.log()
