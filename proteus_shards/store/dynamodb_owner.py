@@ -169,6 +169,12 @@ async def read_lease(client: Client, name: str) -> Lease:
     return _lease_in(await _get(client, lease_key(name)))
 
 
+async def read_holding(client: Client, shard: int) -> Holding | None:
+    """Return who holds a shard, if there is such a shard."""
+    item = await _get(client, lease_key(lease_of(shard)))
+    return None if item is None else holding_in(item, shard)
+
+
 def holding_in(item: dict[str, Value], shard: int) -> Holding:
     """Return the holding that a lease's item tells. Raises `StoreError`."""
     host, turn = _holder_in(item)

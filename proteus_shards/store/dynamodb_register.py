@@ -36,6 +36,7 @@ from proteus_shards.store.dynamodb_owner import (
     layout_in,
     lease_key,
     lease_of,
+    read_holding,
     read_layout,
     transaction,
 )
@@ -124,10 +125,13 @@ class DynamodbRegister:
         return not isinstance(outcome, Unmet)
 
     async def hand(self, shard: int, turn: int, host: str) -> bool:
-        """Give a shard to a host. Whether a wish is fulfilled by it is a condition of either of two ways to write it; nearly always it is the first."""
+        """Give a shard to a host. Whether a wish is fulfilled by it is a condition of either of two ways to write it: nearly always it is the first."""
         if shard not in range((await self._opened()).shards):
             return False
-        return await self._hand(shard, turn, host, fulfils=False) or (bool(host) and await self._hand(shard, turn, host, fulfils=True))
+        if await self._hand(shard, turn, host, fulfils=False):
+            return True
+        now = await read_holding(self._client, shard)
+        return now is not None and (now.turn, now.wanted) == (turn, host) and await self._hand(shard, turn, host, fulfils=True)
 
     async def _hand(self, shard: int, turn: int, host: str, *, fulfils: bool) -> bool:
         values = {":turn": {"N": str(turn)}, ":then": {"N": str(turn + 1)}, ":host": {"S": host}}
@@ -145,7 +149,7 @@ class DynamodbRegister:
             update["ConditionExpression"] += " AND #wanted = :host"
         elif host:
             update["UpdateExpression"] += " REMOVE #wanted"
-            update["ConditionExpression"] += " AND NOT #wanted = :host"
+            update["ConditionExpression"] += " AND #wanted <> :host"
         outcome = await self._client.call("transact_write_items", transaction([{"Update": update}]), doubt=StoreUnknown)
         if isinstance(outcome, Unmet) and outcome.doubtful:
             raise StoreUnknown("an earlier attempt may have been written: DynamoDB no longer knows the token")

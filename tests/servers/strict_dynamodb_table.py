@@ -24,6 +24,7 @@ TOKEN_SECONDS = 600.0
 
 _FUNCTION = re.compile(r"(attribute_exists|attribute_not_exists)\(\s*([#\w]+)\s*\)")
 _EQUAL = re.compile(r"([#\w]+)\s*=\s*(:\w+)")
+_UNEQUAL = re.compile(r"([#\w]+)\s*<>\s*(:\w+)")
 _RANGE = re.compile(r"pk\s*=\s*(:\w+)\s+AND\s+sk\s+BETWEEN\s+(:\w+)\s+AND\s+(:\w+)")
 _CLAUSE = re.compile(r"\b(SET|REMOVE|ADD)\b")
 
@@ -112,6 +113,9 @@ def holds(condition: str | None, item: Item | None, words: Words) -> bool:
         elif found := _EQUAL.fullmatch(part.strip()):
             name, value = words.name(found[1]), words.value(found[2])
             verdict &= item is not None and name in item and item[name] == value
+        elif found := _UNEQUAL.fullmatch(part.strip()):  # which holds where there is none
+            name, value = words.name(found[1]), words.value(found[2])
+            verdict &= item is None or item.get(name) != value
         else:
             raise invalid(f"a condition that is not understood: {part}")
     return verdict
