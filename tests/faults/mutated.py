@@ -84,9 +84,8 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "complete memory first": (
         Change(
             RUNS,
-            "        queue.place(job, _COMPLETE[job.status])\n        self._settle(queue, key, COMPLETED, job, image, write=job.persist)\n",
-            "        queue.place(job, _COMPLETE[job.status])\n        self._emit(key, COMPLETED)\n"
-            "        self._settle(queue, None, COMPLETED, job, image, write=job.persist)\n",
+            "            self._settle(queue, key, COMPLETED, job, image, write=job.persist)\n",
+            "            self._emit(key, COMPLETED)\n            self._settle(queue, None, COMPLETED, job, image, write=job.persist)\n",
         ),
     ),
     "swallowed delete": (
