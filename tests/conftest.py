@@ -27,8 +27,14 @@ START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 40.0
 REQUEST_SECONDS_MAX = 20.0
 LOG_SHOWN_MAX = 3000  # characters
+LONG = ("ways", "faults", "simulation", "cluster", "store", "openapi", "dashboard")  # folders of files that take long, the longest first
 
 _START_LINE = re.compile(r"proteus-shards \S+ listening on (?P<scheme>https?)://(?P<host>\S+):(?P<port>\d+) · ")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long first: where several processes share the files, none of them is then left with one at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG))
 
 
 class Answer(NamedTuple):
