@@ -112,10 +112,10 @@ def test_hosts_share_the_shards_and_hand_them_over(host: StartHost, tmp_path: Pa
     b = host("", *papers)
     eventually(lambda: is_shared(a, b), SECONDS_MAX)
     for server in (a, b):
-        assert server.request("GET", "/ready").status == 200
+        eventually(lambda server=server: server.request("GET", "/ready").status == 200, SECONDS_MAX)  # type: ignore[misc]
     check_all(b, "kept")
     assert b.stop() == 0
-    assert served_here(a) == set(range(SHARDS))
+    eventually(lambda: served_here(a) == set(range(SHARDS)), SECONDS_MAX)
     check_all(a, "in memory")
 
     for line in (
