@@ -39,7 +39,7 @@ TRIALS = {
     "shard.cut": Trial("shard.cut=exit:0.03"),
     "shard.committed": Trial("shard.committed=exit:0.03"),
     "shard.released": Trial("shard.released=exit:0.03"),
-    "shard.recovered": Trial("shard.recovered=exit:0.6", faults=("shard killed", "shard killed", "shard killed")),
+    "shard.recovered": Trial("shard.recovered=exit:0.35", faults=("shard killed",) * 8),
     "shard.lost": Trial("shard.lost=exit:0.5", mutation="unknown commits"),
     "link.sent": Trial("link.sent=exit:0.01"),
     "link.received": Trial("link.received=exit:0.01"),
